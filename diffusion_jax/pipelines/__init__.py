@@ -1,0 +1,1 @@
+"""From prompts to images: networks, schedules and samplers put together."""

@@ -1,0 +1,1 @@
+"""What can be trained: each file makes one Task (init, loss) from models and maths."""

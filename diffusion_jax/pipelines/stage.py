@@ -1,0 +1,68 @@
+"""One diffusion model and how to sample it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from diffusion_jax.diffusion import denoiser, guidance, process
+from diffusion_jax.diffusion.grids import Grid
+from diffusion_jax.diffusion.parameterization import Parameterization
+from diffusion_jax.diffusion.samplers import Sampler
+from diffusion_jax.diffusion.schedules import Schedule
+from diffusion_jax.types import Conditioning, Key, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Holds no weights, so it can be a static argument of jit."""
+
+    network: nn.Module
+    schedule: Schedule
+    parameterization: Parameterization
+    sampler: Sampler
+    grid: Grid
+    steps: int
+    guidance: float = 1.0
+
+
+def image_keys(key: Key, indices: Array) -> Key:
+    """One key per image: image i of a seed is the same in whatever batch it is made."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+
+
+def sample(
+    stage: Stage,
+    params: Params,
+    keys: Key,
+    shape: tuple[int, ...],
+    cond: Conditioning,
+    null: Conditioning | None = None,
+    *,
+    scale: float | Float[Array, ""] | None = None,
+) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
+    """The sample and the trace of its predicted x0; `shape` is without the batch.
+
+    `keys` holds one key per image. With `null`, classifier-free guidance of `scale`
+    (default: the stage's own; traced, so a change of it does not recompile).
+    """
+
+    def network(x, time, cond):
+        return stage.network.apply({"params": params}, x, time, cond)
+
+    conditional = denoiser.from_network(network, stage.parameterization)
+    if null is None:
+
+        def denoise(x, level):
+            return conditional(x, level, cond)
+
+    else:
+        scale = stage.guidance if scale is None else scale
+        denoise = guidance.classifier_free(conditional, cond, null, scale)
+    ts = stage.grid(stage.schedule, stage.steps)
+    key_prior, key_steps = jax.vmap(jax.random.split, out_axes=1)(keys)
+    x = process.prior_sample(key_prior, stage.schedule, ts[0], (len(keys), *shape))
+    return stage.sampler(key_steps, denoise, stage.schedule, x, ts)

@@ -1,0 +1,123 @@
+"""Text-conditional latent diffusion (Rombach et al., 2022, arXiv:2112.10752, eq. 3).
+
+The autoencoder and the text tower are frozen and arrive as an argument:
+
+    frozen = {"vae": ..., "text_encoder": ..., "latent_scale": 1 / std of the latents}
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.diffusion import losses, parameterization, schedules
+from diffusion_jax.models.autoencoder import AutoencoderKL
+from diffusion_jax.models.clip import CLIPText
+from diffusion_jax.types import Batch, Conditioning, Key, Metrics, Params, Task
+
+
+class Objective(NamedTuple):
+    """What the network is trained to predict, at which times, with which weights."""
+
+    schedule: schedules.Schedule
+    parameterization: parameterization.Parameterization
+    weighting: losses.Weighting
+    sample_times: losses.TimeSampler
+
+
+class Towers(NamedTuple):
+    """The two frozen networks; their parameters are in `frozen`."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPText
+
+
+def encode_images(
+    towers: Towers, frozen: Params, image: Float[Array, "B H W 3"]
+) -> dict[str, Float[Array, "B h w c"]]:
+    """The latent's posterior, in the form in which batches may bring it cached."""
+    variables = {"params": frozen["vae"]}
+    mean, logvar = towers.vae.apply(variables, image, method="encode")
+    return {"latent_mean": mean, "latent_std": jnp.exp(logvar / 2)}
+
+
+def encode_text(
+    towers: Towers, frozen: Params, tokens: Int[Array, "B L"]
+) -> Float[Array, "B L E"]:
+    """The text tower's last hidden state, which the U-Net attends to."""
+    hidden, _ = towers.text_encoder.apply({"params": frozen["text_encoder"]}, tokens)
+    return hidden
+
+
+def draw_latent(
+    key: Key, towers: Towers, frozen: Params, batch: Batch
+) -> Float[Array, "B h w c"]:
+    """A scaled draw of the posterior, which `batch` brings as images or cached."""
+    posterior = batch
+    if "latent_mean" not in batch:
+        posterior = encode_images(towers, frozen, batch["image"])
+    mean, std = posterior["latent_mean"], posterior["latent_std"]
+    mean, std = mean.astype(jnp.float32), std.astype(jnp.float32)
+    noise = jax.random.normal(key, mean.shape)
+    return frozen["latent_scale"] * (mean + std * noise)
+
+
+def drop_captions(
+    key: Key,
+    rate: float,
+    text: Float[Array, "B L E"],
+    null: Float[Array, "1 L E"],
+) -> Float[Array, "B L E"]:
+    """Replaces a caption by the empty one with probability `rate` (arXiv:2207.12598)."""
+    dropped = jax.random.bernoulli(key, rate, (len(text), 1, 1))
+    return jnp.where(dropped, null, text)
+
+
+def latent_diffusion(
+    unet: nn.Module,
+    towers: Towers,
+    objective: Objective,
+    frozen: Params,
+    null_tokens: Int[Array, "1 L"],
+    *,
+    latent_shape: tuple[int, int, int],
+    caption_dropout: float = 0.1,
+) -> Task:
+    """Trains `{"unet": ...}` on batches of `image` and `tokens`.
+
+    A batch may bring `latent_mean`, `latent_std` instead of the image and `text`
+    instead of the tokens: the frozen towers' outputs, computed once.
+    """
+
+    def init(key: Key) -> tuple[Params, Params]:
+        cond = Conditioning(tokens=encode_text(towers, frozen, null_tokens))
+        x = jnp.zeros((1, *latent_shape))
+        return {"unet": unet.init(key, x, jnp.zeros(1), cond)["params"]}, frozen
+
+    def loss(
+        params: Params, frozen: Params, key: Key, batch: Batch
+    ) -> tuple[Float[Array, ""], Metrics]:
+        key_latent, key_drop, key_dropout, key_noise = jax.random.split(key, 4)
+        x0 = draw_latent(key_latent, towers, frozen, batch)
+        text = batch.get("text")
+        if text is None:
+            text = encode_text(towers, frozen, batch["tokens"])
+        null = encode_text(towers, frozen, null_tokens)
+        text = drop_captions(key_drop, caption_dropout, text.astype(null.dtype), null)
+
+        def network(x, time, cond):
+            rngs = {"dropout": key_dropout}
+            variables = {"params": params["unet"]}
+            return unet.apply(variables, x, time, cond, train=True, rngs=rngs)
+
+        cond = Conditioning(tokens=text)
+        values, metrics = losses.diffusion_loss(
+            key_noise, network, *objective, x0, cond
+        )
+        return values.mean(), metrics
+
+    return Task(init, loss)
