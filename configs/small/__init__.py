@@ -1,0 +1,1 @@
+"""Whole systems at a size that trains on one device, on the embedded data."""

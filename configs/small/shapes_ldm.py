@@ -1,0 +1,44 @@
+"""A small Stable Diffusion on the embedded captioned scenes, 32 px.
+
+python -m diffusion_jax.train --config configs/small/shapes_ldm.py --workdir runs/ldm
+
+Its frozen towers come from earlier runs; the quickstart leaves them where they are
+looked for.
+"""
+
+from configs import common
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = common.run_config()
+    config.task = dict(name="latent_diffusion", caption_dropout=0.1)
+    config.data = common.scenes()
+    config.towers = dict(clip="runs/quickstart/clip", vae="runs/quickstart/vae")
+    config.cache_latents = True  # and the text tower's outputs: 60 to 300 MB of disk
+    config.unet = dict(
+        channels=(96, 192),
+        blocks_per_level=1,
+        attention=("transformer", "transformer"),
+        num_heads=(4, 8),
+        norm_groups=16,
+    )
+    config.schedule = dict(name="cosine")
+    config.parameterization = dict(name="v")
+    config.weighting = dict(name="min_snr", gamma=5.0)
+    config.times = dict(name="uniform")
+    config.num_steps = 2500
+    config.ema_decay = 0.995
+    config.sampling = dict(
+        sampler=dict(name="dpmpp_2m"),
+        grid=dict(name="trailing"),
+        steps=20,
+        guidance=4.0,
+        prompts=(
+            "a small red circle above a large blue square",
+            "a large yellow cross",
+            "a small white triangle to the left of a large black ring",
+            "a large green square below a small purple circle",
+        ),
+    )
+    return common.runlocal(config) if variant == "runlocal" else config

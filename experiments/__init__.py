@@ -1,0 +1,1 @@
+"""One script per figure or table: run -> csv, plot -> figures."""
