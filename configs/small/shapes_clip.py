@@ -3,8 +3,9 @@
 python -m diffusion_jax.train --config configs/small/shapes_clip.py --workdir runs/clip
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -6,8 +6,9 @@ Its frozen towers come from earlier runs; the quickstart leaves them where they 
 looked for.
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -3,8 +3,9 @@
 python -m diffusion_jax.train --config configs/small/shapes_vae.py --workdir runs/vae
 """
 
-from configs import common
 from ml_collections import ConfigDict
+
+from configs import common
 
 
 def get_config(variant: str = "") -> ConfigDict:
