@@ -1,0 +1,341 @@
+"""Captioned scenes: one or two coloured shapes on a quiet background.
+
+This file holds what a scene is, how one is drawn at random from a numpy Generator,
+and how scenes become pixels; scene_captions.py says them in words. Lengths are
+fractions of the image width (x to the right, y down), so that one scene can be
+rendered at any size; the constants below are thirty-seconds of the width, which are
+pixels at 32 px.
+
+A pixel's coverage is clip(1/2 - d, 0, 1), with d the signed distance in pixels from
+its centre to the outline: the exact area for a straight edge along the pixel grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+PALETTE = {
+    "black": (0.06, 0.06, 0.06),
+    "white": (0.95, 0.95, 0.95),
+    "red": (0.88, 0.10, 0.10),
+    "green": (0.10, 0.66, 0.18),
+    "blue": (0.12, 0.20, 0.88),
+    "yellow": (0.94, 0.86, 0.12),
+    "cyan": (0.12, 0.84, 0.90),
+    "purple": (0.74, 0.12, 0.78),
+}
+COLOURS = tuple(PALETTE)
+SIZES = {"small": 4.1, "large": 6.3}  # radius, in thirty-seconds
+POSITIONS = {  # (column, row): -1 left or top, 0 middle, 1 right or bottom
+    "in the top left": (-1, -1),
+    "at the top": (0, -1),
+    "in the top right": (1, -1),
+    "on the left": (-1, 0),
+    "in the centre": (0, 0),
+    "on the right": (1, 0),
+    "in the bottom left": (-1, 1),
+    "at the bottom": (0, 1),
+    "in the bottom right": (1, 1),
+}
+RELATIONS = ("left of", "above")  # of the first object to the second
+
+# No object of the train and validation splits is one of these; every scene of the
+# test split has at least one. Each colour is missing once, each shape once or twice.
+HELD_OUT = frozenset(
+    {
+        ("black", "ring"),
+        ("white", "crescent"),
+        ("red", "triangle"),
+        ("green", "square"),
+        ("blue", "circle"),
+        ("yellow", "cross"),
+        ("cyan", "triangle"),
+        ("purple", "circle"),
+    }
+)
+
+MARGIN = 1.5  # least distance to the border
+GAP = 2.0  # least distance between two objects
+DOMINANCE = 1.6  # offset along a relation's axis over the offset across it
+FAR, NEAR = 4.5, 1.5  # offsets from the middle of the image that count as off and in it
+RADIUS_JITTER = 0.04  # relative
+COLOUR_JITTER = 0.035  # per channel, absolute
+MAX_ANGLE = 0.12  # radians
+
+
+class Object(NamedTuple):
+    """One shape; `x`, `y` are its centre of area."""
+
+    size: str
+    colour: str
+    shape: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+    rgb: tuple[float, float, float]
+
+
+class Background(NamedTuple):
+    """`rgb` in the middle, a linear ramp of `slope` over the width, and one wave."""
+
+    rgb: tuple[float, float, float]
+    slope: tuple[float, float]
+    wave: float  # amplitude
+    frequency: tuple[float, float]  # periods per width
+    phase: float
+
+
+class Scene(NamedTuple):
+    """`position` is a key of POSITIONS or None, `relation` one of RELATIONS or None."""
+
+    objects: tuple[Object, ...]
+    background: Background
+    position: str | None
+    relation: str | None
+
+
+def _circle(u, v):
+    return np.hypot(u, v) - 0.99
+
+
+def _square(u, v):
+    return np.maximum(np.abs(u), np.abs(v)) - 0.9
+
+
+def _triangle(u, v):
+    # Apex (0, -1.24), base from (-1.1, 0.62) to (1.1, 0.62): its centre is the origin.
+    length = np.hypot(1.86, 1.1)
+    side = (1.86 * np.abs(u) - 1.1 * (v + 1.24)) / length
+    return np.maximum(side, v - 0.62)
+
+
+def _cross(u, v):
+    u, v = np.abs(u), np.abs(v)
+    bar = np.maximum(u - 1.1, v - 0.37)
+    return np.minimum(bar, np.maximum(u - 0.37, v - 1.1))
+
+
+def _ring(u, v):
+    return np.abs(np.hypot(u, v) - 0.81) - 0.27
+
+
+def _crescent(u, v):
+    u = u - CRESCENT_SHIFT
+    return np.maximum(np.hypot(u, v) - 1.15, 0.8 - np.hypot(u - 0.58, v))
+
+
+CRESCENT_SHIFT = 0.354  # puts its centre of area at the origin
+
+SHAPES: dict[str, Callable] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "cross": _cross,
+    "ring": _ring,
+    "crescent": _crescent,
+}
+"""Signed distance to the outline of each shape of radius one, negative inside."""
+
+
+def _outline(distance: Callable) -> Float[np.ndarray, "P 2"]:
+    """The boundary points of a shape on a fine grid; enough for its extent."""
+    axis = np.linspace(-1.6, 1.6, 321)
+    u, v = np.meshgrid(axis, axis)
+    edge = np.abs(distance(u, v)) < 0.008
+    return np.stack([u[edge], v[edge]], axis=-1)
+
+
+_OUTLINES = {shape: _outline(distance) for shape, distance in SHAPES.items()}
+
+
+def extent(
+    shape: str, radius: float, angle: float
+) -> tuple[float, float, float, float]:
+    """How far a shape reaches from its centre: (left, top, right, bottom)."""
+    cos, sin = radius * np.cos(angle), radius * np.sin(angle)
+    u, v = _OUTLINES[shape].T
+    x, y = cos * u - sin * v, sin * u + cos * v
+    return (-float(x.min()), -float(y.min()), float(x.max()), float(y.max()))
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(rng.random())
+
+
+def _choose(rng: np.random.Generator, choices: Sequence):
+    return choices[int(rng.random() * len(choices))]
+
+
+_SHAPE_NAMES, _SIZE_NAMES = tuple(SHAPES), tuple(SIZES)
+_SEEN_PAIRS = tuple(
+    (colour, shape)
+    for colour in COLOURS
+    for shape in SHAPES
+    if (colour, shape) not in HELD_OUT
+)
+_HELD_OUT_PAIRS = tuple(sorted(HELD_OUT))
+
+
+def _sample_object(rng: np.random.Generator, pair: tuple[str, str]) -> Object:
+    """An object of this colour and shape at (0, 0)."""
+    colour, shape = pair
+    size = _choose(rng, _SIZE_NAMES)
+    jitter = rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3)
+    rgb = np.clip(np.asarray(PALETTE[colour]) + jitter, 0, 1)
+    scale = _uniform(rng, 1 - RADIUS_JITTER, 1 + RADIUS_JITTER) / 32
+    return Object(
+        size,
+        colour,
+        shape,
+        x=0.0,
+        y=0.0,
+        radius=SIZES[size] * scale,
+        angle=_uniform(rng, -MAX_ANGLE, MAX_ANGLE),
+        rgb=tuple(rgb.tolist()),
+    )
+
+
+def _sample_background(rng: np.random.Generator) -> Background:
+    """Muted and of middle brightness, so that black and white both stand out."""
+    grey = _uniform(rng, 0.42, 0.58)
+    rgb = tuple((grey + rng.uniform(-0.05, 0.05, 3)).tolist())
+    ramp = _uniform(rng, 0.0, 0.16) * (rng.random() < 0.5)
+    wave = _uniform(rng, 0.01, 0.03) * (rng.random() < 0.4)
+    toward, along = (2 * np.pi * rng.random(2)).tolist()
+    frequency = _uniform(rng, 2.0, 6.0)
+    return Background(
+        rgb,
+        slope=(ramp * np.cos(toward), ramp * np.sin(toward)),
+        wave=wave,
+        frequency=(frequency * np.cos(along), frequency * np.sin(along)),
+        phase=_uniform(rng, 0.0, 2 * np.pi),
+    )
+
+
+def _free_ranges(thing: Object) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The x and the y at which the whole object keeps its margin to the border."""
+    left, top, right, bottom = extent(thing.shape, thing.radius, thing.angle)
+    margin = MARGIN / 32
+    return (margin + left, 1 - margin - right), (margin + top, 1 - margin - bottom)
+
+
+_BANDS = {
+    -1: (0.0, 0.5 - FAR / 32),
+    0: (0.5 - NEAR / 32, 0.5 + NEAR / 32),
+    1: (0.5 + FAR / 32, 1.0),
+}
+
+
+def _place_one(rng: np.random.Generator, thing: Object, position: str | None) -> Object:
+    place = []
+    for (low, high), cell in zip(
+        _free_ranges(thing), POSITIONS.get(position, (None, None))
+    ):
+        if cell is not None:
+            bounds = _BANDS[cell]
+            low, high = max(low, bounds[0]), min(high, bounds[1])
+        place.append(_uniform(rng, low, high))
+    return thing._replace(x=place[0], y=place[1])
+
+
+def _place_two(
+    rng: np.random.Generator, things: tuple[Object, Object], relation: str
+) -> tuple[Object, Object]:
+    """The first object `relation` the second, their bounding boxes a gap apart."""
+    axis = RELATIONS.index(relation)
+    first, second = things
+    reach = extent(first.shape, first.radius, first.angle)[2 + axis]
+    distance = reach + extent(second.shape, second.radius, second.angle)[axis]
+    distance += GAP / 32
+    ranges = [_free_ranges(thing) for thing in things]
+    (low1, high1), (low2, high2) = ranges[0][axis], ranges[1][axis]
+    along1 = _uniform(rng, low1, min(high1, high2 - distance))
+    along2 = _uniform(rng, max(low2, along1 + distance), high2)
+    across1 = _uniform(rng, *ranges[0][1 - axis])
+    slack = (along2 - along1) / DOMINANCE
+    low, high = ranges[1][1 - axis]
+    across2 = _uniform(rng, max(low, across1 - slack), min(high, across1 + slack))
+    if axis == 0:
+        return first._replace(x=along1, y=across1), second._replace(x=along2, y=across2)
+    return first._replace(x=across1, y=along1), second._replace(x=across2, y=along2)
+
+
+def sample(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
+    """A random scene: without held-out pairs, or with at least one of them.
+
+    Half of the scenes have one object, and half of those a position worth naming.
+    Two objects always differ in size, colour or shape.
+    """
+    first_pairs = _HELD_OUT_PAIRS if held_out else _SEEN_PAIRS
+    pairs = _SEEN_PAIRS + _HELD_OUT_PAIRS if held_out else _SEEN_PAIRS
+    first = _sample_object(rng, _choose(rng, first_pairs))
+    background = _sample_background(rng)
+    if rng.random() < 0.5:
+        position = _choose(rng, tuple(POSITIONS)) if rng.random() < 0.5 else None
+        return Scene((_place_one(rng, first, position),), background, position, None)
+    second = first
+    while second[:3] == first[:3]:
+        second = _sample_object(rng, _choose(rng, pairs))
+    things = (first, second) if rng.random() < 0.5 else (second, first)
+    relation = _choose(rng, RELATIONS)
+    return Scene(_place_two(rng, things, relation), background, None, relation)
+
+
+def _grid(image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    axis = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size
+    return axis[None, None, :], axis[None, :, None]
+
+
+def _column(values: Sequence) -> np.ndarray:
+    """Numbers, one per scene, as an array that broadcasts over pixels."""
+    return np.asarray(values, np.float32)[:, None, None]
+
+
+def coverage(
+    shape: str, things: Sequence[Object], image_size: int
+) -> Float[np.ndarray, "N H W"]:
+    """How much of every pixel each object covers, all of them of one shape."""
+    x, y = _grid(image_size)
+    radius = _column([thing.radius for thing in things])
+    angle = np.asarray([thing.angle for thing in things])
+    cos, sin = _column(np.cos(angle)) / radius, _column(np.sin(angle)) / radius
+    dx = x - _column([thing.x for thing in things])
+    dy = y - _column([thing.y for thing in things])
+    distance = SHAPES[shape](cos * dx + sin * dy, cos * dy - sin * dx)
+    return np.clip(0.5 - distance * (radius * image_size), 0, 1)
+
+
+def _render_backgrounds(
+    backgrounds: Sequence[Background], image_size: int
+) -> Float[np.ndarray, "N H W 3"]:
+    x, y = _grid(image_size)
+    slope = np.asarray([b.slope for b in backgrounds])
+    frequency = np.asarray([b.frequency for b in backgrounds])
+    shade = _column(slope[:, 0]) * (x - 0.5) + _column(slope[:, 1]) * (y - 0.5)
+    turns = _column(frequency[:, 0]) * x + _column(frequency[:, 1]) * y
+    wave = np.sin(2 * np.pi * turns + _column([b.phase for b in backgrounds]))
+    shade = shade + _column([b.wave for b in backgrounds]) * wave
+    rgb = np.asarray([b.rgb for b in backgrounds], np.float32)
+    return rgb[:, None, None, :] + shade[..., None].astype(np.float32)
+
+
+def render(scenes: Sequence[Scene], *, image_size: int) -> UInt8[np.ndarray, "N H W 3"]:
+    """All scenes at once; give a few hundred at a time to bound the memory."""
+    if not scenes:
+        raise ValueError("no scenes to render")
+    image = _render_backgrounds([scene.background for scene in scenes], image_size)
+    by_shape: dict[tuple[int, str], list[int]] = {}
+    for index, scene in enumerate(scenes):
+        for slot, thing in enumerate(scene.objects):
+            by_shape.setdefault((slot, thing.shape), []).append(index)
+    for (slot, shape), indices in by_shape.items():
+        things = [scenes[index].objects[slot] for index in indices]
+        alpha = coverage(shape, things, image_size)[..., None]
+        rgb = np.asarray([thing.rgb for thing in things], np.float32)
+        image[indices] += alpha * (rgb[:, None, None, :] - image[indices])
+    return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
