@@ -1,0 +1,225 @@
+"""Attention: softmax(q k^T / sqrt(d)) v, and the layers of the U-Net built on it.
+
+Vaswani et al. (2017, arXiv:1706.03762, eq. 1). `attend` is the only place that chooses
+an implementation; `reference_attention` is the equation written down.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from diffusion_jax.models import layers
+from diffusion_jax.types import Conditioning
+
+HIDDEN = -1e30  # finite, so that a row without any key averages instead of being nan
+
+
+def visible(
+    num_queries: int,
+    num_keys: int,
+    mask: Bool[Array, "B K"] | None,
+    causal: bool,
+) -> Bool[Array, "b 1 q k"] | None:
+    """Which query sees which key, broadcastable to [B N Q K]; None if all do."""
+    seen = None
+    if causal:
+        seen = jnp.tril(jnp.ones((1, 1, num_queries, num_keys), bool))
+    if mask is not None:
+        mask = mask[:, None, None, :]
+        seen = mask if seen is None else seen & mask
+    return seen
+
+
+def reference_attention(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N D"],
+    *,
+    mask: Bool[Array, "B K"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "B Q N D"]:
+    """The equation, in float32, with every score in memory."""
+    scores = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5
+    seen = visible(q.shape[1], k.shape[1], mask, causal)
+    if seen is not None:
+        scores = jnp.where(seen, scores, HIDDEN)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bnqk,bknd->bqnd", weights, v)
+
+
+def attend(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N D"],
+    *,
+    mask: Bool[Array, "B K"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "B Q N D"]:
+    """Attention; `mask` says which keys exist, `causal` hides later ones."""
+    return reference_attention(q, k, v, mask=mask, causal=causal)
+
+
+def split_heads(x: Float[Array, "B L E"], num_heads: int) -> Float[Array, "B L N D"]:
+    """The width as `num_heads` heads, which are contiguous."""
+    if x.shape[-1] % num_heads:
+        raise ValueError(f"width {x.shape[-1]} does not split in {num_heads} heads")
+    return x.reshape(*x.shape[:2], num_heads, -1)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of x to a context (to itself without one)."""
+
+    num_heads: int
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L E"],
+        context: Float[Array, "B K F"] | None = None,
+        mask: Bool[Array, "B K"] | None = None,
+    ) -> Float[Array, "B L E"]:
+        width = x.shape[-1]
+        context = x if context is None else context
+
+        def project(name: str, y: Array) -> Array:
+            linear = nn.Dense(
+                width,
+                use_bias=False,
+                kernel_init=layers.fan_in_init,
+                dtype=self.dtype,
+                name=name,
+            )
+            return split_heads(linear(y), self.num_heads)
+
+        q, k, v = project("to_q", x), project("to_k", context), project("to_v", context)
+        y = attend(q, k, v, mask=mask).reshape(x.shape)
+        return nn.Dense(
+            width, kernel_init=layers.fan_in_init, dtype=self.dtype, name="to_out.0"
+        )(y)
+
+
+class FeedForward(nn.Module):
+    """GEGLU (arXiv:2002.05202): hidden * gelu(gate), four times as wide, then back."""
+
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L E"]) -> Float[Array, "B L E"]:
+        width = x.shape[-1]
+        x = nn.Dense(
+            8 * width,
+            kernel_init=layers.fan_in_init,
+            dtype=self.dtype,
+            name="net.0.proj",
+        )(x)
+        hidden, gate = jnp.split(x, 2, axis=-1)
+        x = hidden * layers.ACTIVATIONS["gelu"](gate)
+        return nn.Dense(
+            width, kernel_init=layers.fan_in_init, dtype=self.dtype, name="net.2"
+        )(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the tokens, feed-forward; each pre-normed."""
+
+    num_heads: int
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L E"],
+        tokens: Float[Array, "B K F"] | None,
+        mask: Bool[Array, "B K"] | None,
+    ) -> Float[Array, "B L E"]:
+        def norm(name: str, y: Array) -> Array:
+            return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(y)
+
+        attn1 = CrossAttention(self.num_heads, self.dtype, name="attn1")
+        x = x + attn1(norm("norm1", x))
+        attn2 = CrossAttention(self.num_heads, self.dtype, name="attn2")
+        x = x + attn2(norm("norm2", x), tokens, mask)
+        return x + FeedForward(self.dtype, name="ff")(norm("norm3", x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the pixels of a feature map (arXiv:2112.10752, app. E.2.1)."""
+
+    num_heads: int
+    depth: int
+    linear_projection: bool
+    norm_groups: int
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], cond: Conditioning
+    ) -> Float[Array, "B H W C"]:
+        batch, height, width, channels = x.shape
+
+        def project(name: str, kernel_init: Any, y: Array) -> Array:
+            options = dict(kernel_init=kernel_init, dtype=self.dtype, name=name)
+            if self.linear_projection:
+                return nn.Dense(channels, **options)(y)
+            return layers.Conv(channels, kernel_size=1, **options)(y)
+
+        # The published transformers norm with 1e-6, their resnets with 1e-5.
+        h = layers.GroupNorm(self.norm_groups, 1e-6, self.dtype, name="norm")(x)
+        h = project("proj_in", layers.fan_in_init, h)
+        h = h.reshape(batch, height * width, channels)
+        for i in range(self.depth):
+            block = TransformerBlock(
+                self.num_heads, self.dtype, name=f"transformer_blocks.{i}"
+            )
+            h = block(h, cond.tokens, cond.mask)
+        h = project("proj_out", layers.zero_init, h.reshape(x.shape))
+        return x + h
+
+
+class AddedKVAttention(nn.Module):
+    """Self-attention whose keys and values are preceded by those of the tokens.
+
+    One softmax over both (GLIDE, arXiv:2112.10741, section 2.3); without tokens, plain
+    self-attention, as in the middle of the autoencoder.
+    """
+
+    num_heads: int
+    norm_groups: int
+    norm_eps: float = 1e-5
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], cond: Conditioning
+    ) -> Float[Array, "B H W C"]:
+        batch, height, width, channels = x.shape
+
+        def project(name: str, y: Array) -> Array:
+            linear = nn.Dense(
+                channels, kernel_init=layers.fan_in_init, dtype=self.dtype, name=name
+            )
+            return split_heads(linear(y), self.num_heads)
+
+        norm = layers.GroupNorm(
+            self.norm_groups, self.norm_eps, self.dtype, name="group_norm"
+        )
+        h = norm(x).reshape(batch, height * width, channels)
+        q, k, v = project("to_q", h), project("to_k", h), project("to_v", h)
+        mask = None
+        if cond.tokens is not None:
+            k = jnp.concatenate([project("add_k_proj", cond.tokens), k], axis=1)
+            v = jnp.concatenate([project("add_v_proj", cond.tokens), v], axis=1)
+        if cond.tokens is not None and cond.mask is not None:
+            pixels = jnp.ones((batch, height * width), bool)
+            mask = jnp.concatenate([cond.mask, pixels], axis=1)
+        h = attend(q, k, v, mask=mask).reshape(x.shape)
+        return x + nn.Dense(
+            channels, kernel_init=layers.zero_init, dtype=self.dtype, name="to_out.0"
+        )(h)

@@ -1,0 +1,162 @@
+"""The autoencoder of latent diffusion: image <-> Gaussian over a small feature map.
+
+Rombach et al. (2022, arXiv:2112.10752, section 3.1 and appendix G):
+q(z | x) = N(mean(x), diag(exp(logvar(x)))), regularised towards N(0, I).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.models import attention, blocks, layers
+from diffusion_jax.types import Conditioning
+
+NORM_EPS = 1e-6  # everywhere in the autoencoder; the U-Net's resnets use 1e-5
+
+
+class Encoder(nn.Module):
+    """Image -> mean and log variance, side by side, before `quant_conv`."""
+
+    channels: Sequence[int]
+    blocks_per_level: int
+    out_channels: int
+    norm_groups: int
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w Z"]:
+        h = layers.Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x)
+        for level, channels in enumerate(self.channels):
+            is_last = level == len(self.channels) - 1
+            down = functools.partial(
+                blocks.Downsample, padding=(0, 1), dtype=self.dtype
+            )
+            block = blocks.DownBlock(
+                self.blocks_per_level,
+                make_resnet(channels, self.norm_groups, self.dtype),
+                resample=None if is_last else down,
+                name=f"down_blocks.{level}",
+            )
+            h = block(h, None, Conditioning())[-1]
+        h = make_middle(self.channels[-1], self.norm_groups, self.dtype)(
+            h, None, Conditioning()
+        )
+        return norm_and_project(h, self.out_channels, self.norm_groups, self.dtype)
+
+
+class Decoder(nn.Module):
+    """Latent, after `post_quant_conv`, -> image."""
+
+    channels: Sequence[int]
+    blocks_per_level: int
+    out_channels: int
+    norm_groups: int
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
+        h = layers.Conv(self.channels[-1], dtype=self.dtype, name="conv_in")(z)
+        h = make_middle(self.channels[-1], self.norm_groups, self.dtype)(
+            h, None, Conditioning()
+        )
+        for i, channels in enumerate(reversed(self.channels)):
+            is_last = i == len(self.channels) - 1
+            block = blocks.UpBlock(
+                self.blocks_per_level + 1,
+                make_resnet(channels, self.norm_groups, self.dtype),
+                resample=None
+                if is_last
+                else functools.partial(blocks.Upsample, dtype=self.dtype),
+                name=f"up_blocks.{i}",
+            )
+            h = block(h, (), None, Conditioning())
+        return norm_and_project(h, self.out_channels, self.norm_groups, self.dtype)
+
+
+def make_resnet(channels: int, norm_groups: int, dtype: Any) -> Callable:
+    """A factory of residual blocks that know no time."""
+    return functools.partial(
+        blocks.ResnetBlock,
+        channels=channels,
+        norm_groups=norm_groups,
+        norm_eps=NORM_EPS,
+        dtype=dtype,
+    )
+
+
+def make_middle(channels: int, norm_groups: int, dtype: Any) -> blocks.MidBlock:
+    """The middle of both halves: single-head self-attention between two resnets."""
+    attend = functools.partial(
+        attention.AddedKVAttention,
+        num_heads=1,
+        norm_groups=norm_groups,
+        norm_eps=NORM_EPS,
+        dtype=dtype,
+    )
+    resnet = make_resnet(channels, norm_groups, dtype)
+    return blocks.MidBlock(resnet, attend, name="mid_block")
+
+
+def norm_and_project(
+    h: Array, out_channels: int, norm_groups: int, dtype: Any
+) -> Array:
+    """The end of both halves."""
+    norm = layers.GroupNorm(norm_groups, NORM_EPS, dtype, name="conv_norm_out")
+    conv = layers.Conv(out_channels, dtype=dtype, name="conv_out")
+    return conv(jax.nn.silu(norm(h)))
+
+
+class AutoencoderKL(nn.Module):
+    """Images in [-1, 1] to latents and back; unscaled, as the weights are published.
+
+    The latent is smaller by 2**(len(channels) - 1) in height and width.
+    """
+
+    channels: Sequence[int] = (128, 256, 512, 512)
+    blocks_per_level: int = 2  # encoding; one more decoding
+    latent_channels: int = 4
+    image_channels: int = 3
+    norm_groups: int = 32
+    dtype: Any = "float32"
+
+    def setup(self) -> None:
+        shared = (self.norm_groups, self.dtype)
+        latent = self.latent_channels
+        self.encoder = Encoder(
+            self.channels, self.blocks_per_level, 2 * latent, *shared
+        )
+        self.decoder = Decoder(
+            self.channels, self.blocks_per_level, self.image_channels, *shared
+        )
+        self.quant_conv = layers.Conv(2 * latent, kernel_size=1, dtype=self.dtype)
+        self.post_quant_conv = layers.Conv(latent, kernel_size=1, dtype=self.dtype)
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """The reconstruction from the mean of q(z | x)."""
+        return self.decode(self.encode(x)[0])
+
+    def encode(
+        self, x: Float[Array, "B H W C"]
+    ) -> tuple[Float[Array, "B h w Z"], Float[Array, "B h w Z"]]:
+        """Mean and log variance of q(z | x), float32."""
+        factor = 2 ** (len(self.channels) - 1)
+        height, width = x.shape[1:3]
+        if height % factor or width % factor:
+            raise ValueError(
+                f"height {height}, width {width}: not multiples of {factor}"
+            )
+        moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
+        mean, logvar = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(logvar, -30.0, 20.0)
+
+    def decode(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
+        """The image of a latent, float32."""
+        x = self.decoder(self.post_quant_conv(z))
+        return x.astype(jnp.float32)

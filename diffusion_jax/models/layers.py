@@ -1,0 +1,148 @@
+"""The smallest pieces: convolution, group norm, sinusoids, activations, initialisers.
+
+Arrays are NHWC; kernels are HWIO. Parameters are float32 and named `kernel`, `bias`,
+`scale`, so that a path of names is the published state-dict key (weights/convert.py).
+Epsilons are torch's, not Flax's: 1e-5 unless the published model says otherwise.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+fan_in_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the published networks started from."""
+
+zero_init = nn.initializers.zeros_init()
+"""Last layer of a residual branch: the branch starts as zero (arXiv:2105.05233)."""
+
+
+def quick_gelu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
+    """The sigmoid approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "quick_gelu": quick_gelu,
+}
+
+
+def sinusoid(position: Float[Array, "B"], width: int) -> Float[Array, "B E"]:
+    """[cos, sin] of position * 10000**(-i / half), i = 0 .. half - 1.
+
+    Vaswani et al. (2017, arXiv:1706.03762, section 3.5), cosines first, as in
+    Dhariwal and Nichol (2021).
+    """
+    if width % 2:
+        raise ValueError(f"a sinusoid needs an even width, not {width}")
+    half = width // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / half)
+    angles = position.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (arXiv:1803.08494) over space and the channels of a group.
+
+    One pass in float32 for sum and sum of squares; scale and shift are folded into one
+    multiply-add per element.
+    """
+
+    groups: int
+    eps: float = 1e-5
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
+        batch, channels = x.shape[0], x.shape[-1]
+        if channels % self.groups:
+            raise ValueError(
+                f"{channels} channels do not split in {self.groups} groups"
+            )
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+
+        x = x.astype(jnp.float32)
+        space = tuple(range(1, x.ndim - 1))
+        grouped = (batch, self.groups, channels // self.groups)
+        mean = x.mean(space).reshape(grouped).mean(-1, keepdims=True)
+        square = jnp.square(x).mean(space).reshape(grouped).mean(-1, keepdims=True)
+        variance = jnp.maximum(square - jnp.square(mean), 0.0)
+        factor = jax.lax.rsqrt(variance + self.eps) * scale.reshape(grouped[1:])
+        shift = bias.reshape(grouped[1:]) - mean * factor
+        per_channel = (batch, *(1 for _ in space), channels)
+        y = x * factor.reshape(per_channel) + shift.reshape(per_channel)
+        return y.astype(self.dtype)
+
+
+class Conv(nn.Module):
+    """Square convolution, NHWC; `padding` (before, after) is that of both axes."""
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    padding: tuple[int, int] | None = None  # None: kernel_size // 2 on both sides
+    use_bias: bool = True
+    kernel_init: Callable = fan_in_init
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B P Q O"]:
+        size = self.kernel_size
+        shape = (size, size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        half = size // 2
+        padding = (half, half) if self.padding is None else self.padding
+        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
+        y = convolve(x, kernel, self.stride, padding)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            y = y + jnp.asarray(bias, self.dtype)
+        return y
+
+
+def convolve(
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "N M C O"],
+    stride: int,
+    padding: tuple[int, int],
+) -> Float[Array, "B P Q O"]:
+    """A convolution; a matrix product where it is one (1x1, or patches)."""
+    size = kernel.shape[0]
+    if padding == (0, 0) and stride == size:
+        batch, height, width, channels = x.shape
+        rows, columns = height // size, width // size
+        x = x[:, : rows * size, : columns * size]
+        x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
+        x = x.reshape(batch, rows, columns, size * size * channels)
+        return x @ kernel.reshape(-1, kernel.shape[-1])
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        (padding, padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+class MLPEmbedding(nn.Module):
+    """Linear, SiLU, linear: from a sinusoid or a vector to the time embedding."""
+
+    features: int
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
+        x = nn.Dense(
+            self.features, kernel_init=fan_in_init, dtype=self.dtype, name="linear_1"
+        )(x)
+        return nn.Dense(
+            self.features, kernel_init=fan_in_init, dtype=self.dtype, name="linear_2"
+        )(jax.nn.silu(x))

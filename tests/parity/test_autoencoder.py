@@ -1,0 +1,50 @@
+"""The autoencoder computes what diffusers computes, on the same random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from diffusion_jax.models.autoencoder import AutoencoderKL  # noqa: E402
+from diffusion_jax.weights.convert import load_torch  # noqa: E402
+
+
+def test_autoencoder_agrees_with_diffusers():
+    torch.manual_seed(0)
+    reference = diffusers.AutoencoderKL(
+        block_out_channels=(16, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=2,
+        norm_num_groups=8,
+    )
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
+    z = np.random.default_rng(1).standard_normal((2, 4, 6, 4)).astype(np.float32)
+
+    vae = AutoencoderKL(channels=(16, 32, 32), norm_groups=8)
+    like = jax.eval_shape(vae.init, jax.random.key(0), x)["params"]
+    tensors = {name: t.numpy() for name, t in reference.state_dict().items()}
+    variables = {"params": load_torch(tensors, like)}
+    mean, logvar = vae.apply(variables, jnp.asarray(x), method="encode")
+    image = vae.apply(variables, jnp.asarray(z), method="decode")
+
+    with torch.no_grad():
+        posterior = reference.encode(torch.tensor(x).permute(0, 3, 1, 2)).latent_dist
+        decoded = reference.decode(torch.tensor(z).permute(0, 3, 1, 2)).sample
+    pairs = {
+        "mean": (mean, posterior.mean),
+        "logvar": (logvar, posterior.logvar),
+        "image": (image, decoded),
+    }
+    for name, (value, expected) in pairs.items():
+        expected = expected.permute(0, 2, 3, 1).numpy()
+        difference = np.abs(np.asarray(value) - expected).max()
+        print(f"autoencoder {name}: {difference:.1e}")
+        assert difference < 1e-4
+        assert np.abs(expected).max() > 0.1
