@@ -11,6 +11,7 @@ waits for it only to write rows and checkpoints.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import signal
@@ -137,7 +138,7 @@ class Run:
         self.step, self.state, self.frozen = start.step, start.state, start.frozen
         self.options, self.manager, self.draw_next = options, manager, draw_next
         self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.num_records_skipped = start.extra.get("num_records_skipped", 0)
+        self.num_records_skipped = 0
         self.unfinished = start.extra.get("sums")
         self.unseen: collections.deque = collections.deque()
         is_silent = jax.process_index() != 0
@@ -178,7 +179,7 @@ class Run:
         self.state, self.sums, health = self.program(self.state, self.sums, *arguments)
         self.unseen.append((self.step, health, drawn.num_examples))
         self.position = drawn.position
-        self.num_records_skipped += drawn.num_skipped
+        self.num_records_skipped = drawn.num_skipped
         if self.step < self.options.num_steps:
             self.drawn = self.draw_next()
         self.look(at_most=RUN_AHEAD)
@@ -199,7 +200,7 @@ class Run:
             skipped = {"steps": int(num_skipped), "records": self.num_records_skipped}
             self.progress.add(step, float(loss), skipped, num_examples)
 
-    def row(self) -> dict[str, float]:
+    def row(self) -> dict[str, np.float32 | int]:
         """The means over the interval that ends here, and the counts of the run."""
         self.look(at_most=0)
         total, count = jax.device_get(self.sums)
@@ -220,10 +221,7 @@ class Run:
         self.look(at_most=0)
         total, count = jax.device_get(self.sums)
         total = {name: float(value) for name, value in total.items()}
-        extra = {
-            "sums": {"total": total, "count": int(count)},
-            "num_records_skipped": self.num_records_skipped,
-        }
+        extra = {"sums": {"total": total, "count": int(count)}}
         position = json.loads(self.position)
         checkpoint.save(self.manager, self.step, self.state, position, extra)
 
@@ -233,7 +231,7 @@ class Run:
         values, timing = {}, {}
         if is_last or self.step % options.log_every == 0:
             values = self.row()
-            timing = self.progress.log(values["loss"])
+            timing = self.progress.log(float(values["loss"]))
         every = options.sample_every
         if on_sample and every and (is_last or self.step % every == 0):
             self.look(at_most=0)
@@ -280,7 +278,8 @@ def train(
         run = Run(start, lambda: draw(batches, mesh), options, manager, mesh)
         run.prepare(task, optimizer, train_key)
         is_silent = jax.process_index() != 0
-        with metrics.Writer(workdir, start.step, is_silent=is_silent) as writer:
+        writer = metrics.Writer(workdir, start.step, is_silent=is_silent)
+        with contextlib.closing(writer):
             _finish(run, writer, on_sample)
         return run.state, run.frozen
 

@@ -12,7 +12,7 @@ import io
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import tensorboardX
@@ -81,7 +81,7 @@ class Table:
 
 
 class Writer:
-    """The tables and event files of one run; a context manager."""
+    """The tables and event files of one run; `close` it."""
 
     def __init__(self, workdir: epath.PathLike, resume_step: int, *, is_silent: bool):
         self.is_silent = is_silent
@@ -95,10 +95,8 @@ class Writer:
             str(workdir / "tensorboard"), purge_step=resume_step + 1
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Finishes the event file."""
         if not self.is_silent:
             self.board.close()
 
