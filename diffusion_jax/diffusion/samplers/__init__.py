@@ -1,0 +1,38 @@
+"""Samplers: (key, denoise, schedule, x, ts, *, options) -> (sample, x0 of every step).
+
+x is noise at ts[0] (`integrate.prior_sample`), ts the decreasing times of a grid.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from diffusion_jax.diffusion.denoiser import Denoiser
+from diffusion_jax.diffusion.samplers import ddim, dpmpp, heun, integrate
+from diffusion_jax.diffusion.schedules import Schedule
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What all samplers are; their options are keyword-only."""
+
+    def __call__(
+        self,
+        key: integrate.Keys,
+        denoise: Denoiser,
+        schedule: Schedule,
+        x: Float[Array, "B *d"],
+        ts: Float[Array, "steps_plus_1"],
+    ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
+        """Draw samples; the trace holds the predicted x0 of every step."""
+
+
+SAMPLERS = {
+    "ddim": ddim.ddim,
+    "ddpm": ddim.ddpm,
+    "euler": heun.euler,
+    "heun": heun.heun,
+    "dpmpp_2m": dpmpp.dpmpp_2m,
+}

@@ -1,0 +1,200 @@
+"""Laws of the noise schedules, against closed forms evaluated in float64."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from diffusion_jax.diffusion import process, schedules
+
+
+def interior(schedule, num=101):
+    return jnp.linspace(schedule.t_min, schedule.t_max, num)[:-1]
+
+
+def test_time_zero_is_clean_data(schedule):
+    level = schedule(jnp.zeros(()))
+    assert (level.alpha, level.sigma) == (1.0, 0.0)
+    assert np.isfinite(level.time)
+
+
+def test_signal_falls_and_noise_rises_with_time(schedule):
+    level = schedule(jnp.linspace(0, schedule.t_max, 1001))
+    assert np.all(np.diff(process.logsnr(level)) < 0)
+    assert np.all(np.diff(level.alpha) <= 0)
+    assert np.all(np.diff(level.sigma) >= 0)
+    assert np.all(np.diff(level.time) > 0)
+
+
+def test_inverse_finds_the_time_of_a_logsnr(schedule):
+    t = interior(schedule)
+    logsnr = process.logsnr(schedule(t))
+    assert_allclose(schedule.inverse(logsnr), t, rtol=1e-3)
+    assert_allclose(process.logsnr(schedule.at_logsnr(logsnr)), logsnr, atol=1e-4)
+    assert_allclose(
+        schedule.at_logsnr(logsnr).time, schedule(t).time, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_levels_are_the_same_under_jit_and_vmap(schedule):
+    t = interior(schedule)
+    for mapped in (jax.jit(schedule), jax.vmap(schedule)):
+        for got, expected in zip(mapped(t), schedule(t)):
+            assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_half_precision_times_do_not_lower_the_precision_of_the_level(schedule):
+    assert schedule(jnp.ones((), jnp.bfloat16)).alpha.dtype == jnp.float32
+
+
+def test_derivatives_are_finite_inside_and_at_both_ends(schedule):
+    for t in (0.0, float(schedule.t_min), schedule.t_max / 2, float(schedule.t_max)):
+        slopes = jax.jacfwd(schedule)(jnp.asarray(t))
+        reverse = jax.grad(lambda t: sum(schedule(t)))(jnp.asarray(t))
+        assert np.all(np.isfinite([*slopes, reverse])), t
+
+
+def test_quantiles_of_the_uniform_span_the_trained_times(schedule):
+    u = jnp.linspace(0, 1, 5001)
+    t = schedule.quantile(u)
+    assert_allclose([t[0], t[-1]], [schedule.t_min, schedule.t_max], rtol=1e-6)
+    assert np.all(np.diff(t) >= 0)
+
+
+def test_whole_steps_are_all_equally_likely():
+    steps = schedules.Discrete(num_steps=10).quantile((jnp.arange(1000) + 0.5) / 1000)
+    assert_allclose(np.bincount(np.asarray(steps, int)), [0] + [100] * 10)
+
+
+def test_schedules_are_static_under_jit(schedule):
+    level = jax.jit(lambda s, t: s(t), static_argnums=0)(schedule, jnp.ones(()))
+    assert np.isfinite(level.alpha)
+    assert hash(schedule) == hash(schedule)
+
+
+# ---- whole steps --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "betas"),
+    [
+        ("linear", np.linspace(1e-4, 0.02, 1000)),
+        ("scaled_linear", np.linspace(1e-4**0.5, 0.02**0.5, 1000) ** 2),
+    ],
+)
+def test_alpha_squared_is_the_product_of_one_minus_beta(name, betas):
+    schedule = schedules.Discrete(name, beta_start=1e-4, beta_end=0.02)
+    level = schedule(jnp.arange(1, 1001.0))
+    alpha2 = np.cumprod(1 - betas)
+    assert_allclose(level.alpha, np.sqrt(alpha2), rtol=2e-6)
+    assert_allclose(level.sigma, np.sqrt(1 - alpha2), rtol=2e-6)
+    assert_allclose(level.time, np.arange(1000))
+
+
+def test_cosine_betas_follow_the_continuous_cosine_until_the_cap():
+    capped = schedules.Discrete("cosine")(jnp.arange(1, 999.0))
+    smooth = schedules.Cosine()(jnp.arange(1, 999) / 1000)
+    assert_allclose(capped.alpha, smooth.alpha, rtol=2e-4)
+    assert_allclose(capped.sigma, smooth.sigma, rtol=2e-6)
+    # The last beta would be 1 and is 0.999.
+    last = schedules.Discrete("cosine")(jnp.asarray([999.0, 1000.0])).alpha
+    assert_allclose((last[1] / last[0]) ** 2, 1e-3, rtol=1e-4)
+
+
+def test_stable_diffusion_ends_at_its_published_noise():
+    level = schedules.Discrete()(jnp.asarray([1.0, 1000.0]))
+    # sigma_min and sigma_max of k-diffusion's wrapper of Stable Diffusion 1.
+    assert_allclose(level.sigma / level.alpha, [0.02917, 14.6146], rtol=1e-4)
+
+
+def test_log_ratio_is_linear_between_entries():
+    schedule = schedules.Discrete()
+    ends = process.logsnr(schedule(jnp.asarray([500.0, 501.0])))
+    between = process.logsnr(schedule(jnp.asarray(500.25)))
+    assert_allclose(between, 0.75 * ends[0] + 0.25 * ends[1], rtol=1e-5)
+
+
+def test_below_the_first_entry_noise_shrinks_linearly():
+    level = schedules.Discrete()(jnp.asarray([0.25, 0.5, 1.0]))
+    ratio = level.sigma / level.alpha
+    assert_allclose(ratio / ratio[-1], [0.25, 0.5, 1.0], rtol=1e-6)
+
+
+def test_the_two_powers_of_whole_step_schedules_sum_to_one():
+    for schedule in (
+        schedules.Discrete(),
+        schedules.ZeroTerminalSNR(),
+        schedules.Cosine(),
+    ):
+        level = schedule(jnp.linspace(0, schedule.t_max, 777))
+        assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-6)
+
+
+def test_zero_terminal_snr_shifts_and_scales_alpha():
+    plain = schedules.Discrete()(jnp.arange(1, 1001.0))
+    level = schedules.ZeroTerminalSNR(schedules.Discrete())(jnp.arange(1, 1001.0))
+    assert (level.alpha[-1], level.sigma[-1]) == (0.0, 1.0)
+    assert_allclose(level.alpha[0], plain.alpha[0], rtol=1e-6)
+    assert_allclose(level.sigma[0], plain.sigma[0], rtol=1e-6)
+    # An affine map of alpha: equal second differences up to one factor.
+    factor = plain.alpha[0] / (plain.alpha[0] - plain.alpha[-1])
+    assert_allclose(np.diff(level.alpha), factor * np.diff(plain.alpha), atol=3e-7)
+
+
+def test_zero_terminal_snr_is_continuous_at_its_end():
+    alpha = schedules.ZeroTerminalSNR()(
+        jnp.asarray([999.0, 999.5, 999.75, 1000.0])
+    ).alpha
+    assert_allclose(alpha / alpha[0], [1, 0.5, 0.25, 0], rtol=1e-5, atol=0)
+
+
+# ---- continuous ---------------------------------------------------------------------
+
+
+def test_cosine_matches_its_closed_form_even_near_the_ends():
+    t = np.asarray([1e-6, 1e-4, 0.01, 0.5, 0.9, 0.9999], np.float32)
+    level = schedules.Cosine()(jnp.asarray(t))
+    u = (t.astype(np.longdouble) + 0.008) / 1.008 * np.pi / 2
+    alpha = np.cos(u) / np.cos(0.008 / 1.008 * np.pi / 2)
+    assert_allclose(level.alpha, alpha.astype(float), rtol=1e-5)
+    assert_allclose(level.sigma, np.sqrt(1 - alpha**2).astype(float), rtol=1e-5)
+
+
+def test_rectified_flow_is_a_straight_line():
+    t = jnp.linspace(0, 1, 11)
+    level = schedules.RectifiedFlow(time_scale=1000.0)(t)
+    assert_allclose(level.alpha + level.sigma, 1, rtol=1e-6)
+    assert_allclose(level.sigma, t)
+    assert_allclose(level.time, 1000 * t)
+
+
+def test_variance_exploding_hears_a_quarter_of_log_sigma():
+    level = schedules.VarianceExploding()(jnp.asarray([0.1, 1.0, 80.0]))
+    assert_allclose(level.alpha, 1)
+    assert_allclose(level.time, np.log([0.1, 1.0, 80.0]) / 4, atol=1e-7)
+
+
+def test_continuous_noise_is_reached_at_time_one():
+    for schedule in (schedules.Cosine(), schedules.RectifiedFlow()):
+        level = schedule(jnp.ones(()))
+        assert level.alpha == 0
+        assert_allclose(level.sigma, 1, rtol=1e-6)
+
+
+# ---- errors -------------------------------------------------------------------------
+
+
+def test_impossible_schedules_are_refused():
+    with pytest.raises(
+        ValueError, match="unknown betas 'quadratic'; one of .*scaled_linear"
+    ):
+        schedules.Discrete("quadratic")
+    with pytest.raises(ValueError, match="betas must rise"):
+        schedules.Discrete(beta_start=0.02, beta_end=0.01)
+    with pytest.raises(ValueError, match="num_steps"):
+        schedules.Discrete(num_steps=1)
+    with pytest.raises(TypeError):
+        schedules.ZeroTerminalSNR(schedules.Cosine())
