@@ -29,7 +29,7 @@ PALETTE = {
     "purple": (0.74, 0.12, 0.78),
 }
 COLOURS = tuple(PALETTE)
-SIZES = {"small": 4.1, "large": 6.3}  # radius, in thirty-seconds
+SIZES = {"small": 4.0, "large": 6.0}  # radius, in thirty-seconds
 POSITIONS = {  # (column, row): -1 left or top, 0 middle, 1 right or bottom
     "in the top left": (-1, -1),
     "at the top": (0, -1),
@@ -108,28 +108,27 @@ def _square(u, v):
 
 
 def _triangle(u, v):
-    # Apex (0, -1.24), base from (-1.1, 0.62) to (1.1, 0.62): its centre is the origin.
-    length = np.hypot(1.86, 1.1)
-    side = (1.86 * np.abs(u) - 1.1 * (v + 1.24)) / length
+    # Apex (0, -1.24), base from (-1.06, 0.62) to (1.06, 0.62), so centred on 0.
+    side = (1.86 * np.abs(u) - 1.06 * (v + 1.24)) / np.hypot(1.86, 1.06)
     return np.maximum(side, v - 0.62)
 
 
 def _cross(u, v):
     u, v = np.abs(u), np.abs(v)
-    bar = np.maximum(u - 1.1, v - 0.37)
-    return np.minimum(bar, np.maximum(u - 0.37, v - 1.1))
+    bar = np.maximum(u - 1.03, v - 0.36)
+    return np.minimum(bar, np.maximum(u - 0.36, v - 1.03))
 
 
 def _ring(u, v):
-    return np.abs(np.hypot(u, v) - 0.81) - 0.27
+    return np.abs(np.hypot(u, v) - 0.79) - 0.26
 
 
 def _crescent(u, v):
     u = u - CRESCENT_SHIFT
-    return np.maximum(np.hypot(u, v) - 1.15, 0.8 - np.hypot(u - 0.58, v))
+    return np.maximum(np.hypot(u, v) - 1.07, 0.74 - np.hypot(u - 0.56, v))
 
 
-CRESCENT_SHIFT = 0.354  # puts its centre of area at the origin
+CRESCENT_SHIFT = 0.3234  # puts its centre of area at 0
 
 SHAPES: dict[str, Callable] = {
     "circle": _circle,
@@ -286,42 +285,49 @@ def sample(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
     return Scene(_place_two(rng, things, relation), background, None, relation)
 
 
-def _grid(image_size: int) -> tuple[np.ndarray, np.ndarray]:
+def pixel_centres(
+    image_size: int,
+) -> tuple[Float[np.ndarray, "1 W"], Float[np.ndarray, "H 1"]]:
+    """The x and the y of the pixels of an image."""
     axis = (np.arange(image_size, dtype=np.float32) + 0.5) / image_size
-    return axis[None, None, :], axis[None, :, None]
-
-
-def _column(values: Sequence) -> np.ndarray:
-    """Numbers, one per scene, as an array that broadcasts over pixels."""
-    return np.asarray(values, np.float32)[:, None, None]
+    return axis[None, :], axis[:, None]
 
 
 def coverage(
-    shape: str, things: Sequence[Object], image_size: int
-) -> Float[np.ndarray, "N H W"]:
-    """How much of every pixel each object covers, all of them of one shape."""
-    x, y = _grid(image_size)
-    radius = _column([thing.radius for thing in things])
-    angle = np.asarray([thing.angle for thing in things])
-    cos, sin = _column(np.cos(angle)) / radius, _column(np.sin(angle)) / radius
-    dx = x - _column([thing.x for thing in things])
-    dy = y - _column([thing.y for thing in things])
+    shape: str,
+    placement: Float[np.ndarray, "N 5"],
+    pixels: tuple[Float[np.ndarray, "*p"], Float[np.ndarray, "*q"]],
+) -> Float[np.ndarray, "N *pixels"]:
+    """How much of each pixel N shapes cover, given their x, y, radius, angle, blur.
+
+    Blur is the width of the edge: that of a pixel where the image is sharp.
+    """
+    columns, rows = pixels
+    placement = placement.astype(np.float32).T
+    x, y, radius, angle, blur = placement.reshape(*placement.shape, *[1] * rows.ndim)
+    cos, sin = np.cos(angle) / radius, np.sin(angle) / radius
+    dx, dy = columns - x, rows - y
     distance = SHAPES[shape](cos * dx + sin * dy, cos * dy - sin * dx)
-    return np.clip(0.5 - distance * (radius * image_size), 0, 1)
+    return np.clip(0.5 - distance * (radius / blur), 0, 1)
 
 
 def _render_backgrounds(
     backgrounds: Sequence[Background], image_size: int
 ) -> Float[np.ndarray, "N H W 3"]:
-    x, y = _grid(image_size)
+    def column(values: Sequence) -> np.ndarray:
+        return np.asarray(values, np.float32)[:, None, None]
+
+    x, y = pixel_centres(image_size)
     slope = np.asarray([b.slope for b in backgrounds])
     frequency = np.asarray([b.frequency for b in backgrounds])
-    shade = _column(slope[:, 0]) * (x - 0.5) + _column(slope[:, 1]) * (y - 0.5)
-    turns = _column(frequency[:, 0]) * x + _column(frequency[:, 1]) * y
-    wave = np.sin(2 * np.pi * turns + _column([b.phase for b in backgrounds]))
-    shade = shade + _column([b.wave for b in backgrounds]) * wave
+    shade = column(slope[:, 0]) * (x - 0.5) + column(slope[:, 1]) * (y - 0.5)
+    turns = column(frequency[:, 0]) * x + column(frequency[:, 1]) * y
+    wave = np.sin(
+        np.float32(2 * np.pi) * turns + column([b.phase for b in backgrounds])
+    )
+    shade = shade + column([b.wave for b in backgrounds]) * wave
     rgb = np.asarray([b.rgb for b in backgrounds], np.float32)
-    return rgb[:, None, None, :] + shade[..., None].astype(np.float32)
+    return rgb[:, None, None, :] + shade[..., None]
 
 
 def render(scenes: Sequence[Scene], *, image_size: int) -> UInt8[np.ndarray, "N H W 3"]:
@@ -335,7 +341,8 @@ def render(scenes: Sequence[Scene], *, image_size: int) -> UInt8[np.ndarray, "N 
             by_shape.setdefault((slot, thing.shape), []).append(index)
     for (slot, shape), indices in by_shape.items():
         things = [scenes[index].objects[slot] for index in indices]
-        alpha = coverage(shape, things, image_size)[..., None]
-        rgb = np.asarray([thing.rgb for thing in things], np.float32)
-        image[indices] += alpha * (rgb[:, None, None, :] - image[indices])
+        placement = np.asarray([(*thing[3:7], 1 / image_size) for thing in things])
+        alpha = coverage(shape, placement, pixel_centres(image_size))
+        rgb = np.asarray([thing.rgb for thing in things], np.float32)[:, None, None]
+        image[indices] += alpha[..., None] * (rgb - image[indices])
     return np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
