@@ -62,9 +62,10 @@ def square(
     width, height = image.size
     side = min(width, height)
     if crop == "random" and rng is not None:
-        left, top = rng.random(2) * (width - side, height - side)
+        left = int(rng.integers(width - side, endpoint=True))
+        top = int(rng.integers(height - side, endpoint=True))
     else:
-        left, top = (width - side) / 2, (height - side) / 2
+        left, top = (width - side) // 2, (height - side) // 2
     if (width, height) != (size, size):
         box = (left, top, left + side, top + side)
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)

@@ -20,7 +20,7 @@ WORK_SIZE = 32
 CONTRAST = 0.22  # least RGB distance (of 0..1) from the background of an object
 MIN_AREA = 6  # pixels; less is a speckle
 NUM_LIKELY = 3  # shapes whose fit is refined
-NUM_REFINEMENTS = 3
+NUM_REFINEMENTS = 2
 # Of x, y, radius, angle (radians) and blur: finite differences, and how far a fit may
 # move from its first guess.
 STEPS = np.array([0.05 / 32, 0.05 / 32, 0.05 / 32, 0.02, 0.1 / 32])
@@ -142,7 +142,7 @@ def _misfit(
     """
     alpha = scenes.coverage(shape, guesses, part.where)[..., None]
     wanted = part.seen - (1 - alpha) * part.behind
-    colour = (alpha * wanted).sum(1) / (alpha**2).sum(1)
+    colour = (alpha * wanted).sum(1) / ((alpha**2).sum(1) + 1e-9)
     return wanted - alpha * colour[:, None], colour
 
 
@@ -212,8 +212,10 @@ def detect(image: Float[np.ndarray, "H W 3"]) -> list[Found]:
     background = _background(image)
     diff = image - background
     parts = _parts(np.linalg.norm(diff, axis=-1))
-    is_empty = ~np.any(parts, axis=0) if parts else np.ones(diff.shape[:2], bool)
-    noise = float((diff[is_empty] ** 2).mean())
+    if not parts:
+        return []
+    is_empty = ~np.any(parts, axis=0)
+    noise = float((diff[is_empty] ** 2).sum() / (diff[is_empty].size + 1))
     return [_explain(image, background, part, noise) for part in parts]
 
 
@@ -229,10 +231,8 @@ def _holds(relation: str, first: Found, second: Found) -> bool:
     return along > abs(across)
 
 
-def judge(image: Float[np.ndarray, "H W 3"], caption: str) -> Verdict:
-    """Compares what is detected with what the caption claims, and says what differs."""
-    claims = scene_captions.parse(caption)
-    found = detect(image)
+def compare(found: list[Found], claims: scene_captions.Claims) -> Verdict:
+    """Whether these objects are what the claims say; else what there is instead."""
     words = [scene_captions.Thing(*thing[:3]) for thing in found]
     listing = ", ".join("a " + " ".join(thing) for thing in words) or "nothing"
     if sorted(words) != sorted(claims.things):
@@ -240,14 +240,20 @@ def judge(image: Float[np.ndarray, "H W 3"], caption: str) -> Verdict:
     if claims.position:
         cell = (_cell(found[0].x), _cell(found[0].y))
         if cell != scenes.POSITIONS[claims.position]:
-            return Verdict(False, f"shows {listing} in column, row {cell}")
+            places = {cell: name for name, cell in scenes.POSITIONS.items()}
+            return Verdict(False, f"shows {listing} {places[cell]}")
     if claims.relation:
         first, second = found if tuple(words) == claims.things else found[::-1]
         if not _holds(claims.relation, first, second):
-            return Verdict(False, f"shows {listing}, not {claims.relation} each other")
+            return Verdict(False, f"shows {listing}, placed otherwise")
     return Verdict(True, f"shows {listing}")
 
 
+def judge(image: Float[np.ndarray, "H W 3"], caption: str) -> Verdict:
+    """Whether the image shows exactly what the caption says, and if not, why not."""
+    return compare(detect(image), scene_captions.parse(caption))
+
+
 def shows(image: Float[np.ndarray, "H W 3"], caption: str) -> bool:
-    """Whether the image shows exactly what the caption says."""
+    """Whether the image, in [-1, 1], shows exactly what the caption says."""
     return judge(image, caption).is_shown

@@ -12,6 +12,7 @@ its centre to the outline: the exact area for a straight edge along the pixel gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -209,9 +210,9 @@ def _sample_background(rng: np.random.Generator) -> Background:
     frequency = _uniform(rng, 2.0, 6.0)
     return Background(
         rgb,
-        slope=(ramp * np.cos(toward), ramp * np.sin(toward)),
+        slope=(ramp * math.cos(toward), ramp * math.sin(toward)),
         wave=wave,
-        frequency=(frequency * np.cos(along), frequency * np.sin(along)),
+        frequency=(frequency * math.cos(along), frequency * math.sin(along)),
         phase=_uniform(rng, 0.0, 2 * np.pi),
     )
 
@@ -314,18 +315,13 @@ def coverage(
 def _render_backgrounds(
     backgrounds: Sequence[Background], image_size: int
 ) -> Float[np.ndarray, "N H W 3"]:
-    def column(values: Sequence) -> np.ndarray:
-        return np.asarray(values, np.float32)[:, None, None]
-
     x, y = pixel_centres(image_size)
-    slope = np.asarray([b.slope for b in backgrounds])
-    frequency = np.asarray([b.frequency for b in backgrounds])
-    shade = column(slope[:, 0]) * (x - 0.5) + column(slope[:, 1]) * (y - 0.5)
-    turns = column(frequency[:, 0]) * x + column(frequency[:, 1]) * y
-    wave = np.sin(
-        np.float32(2 * np.pi) * turns + column([b.phase for b in backgrounds])
-    )
-    shade = shade + column([b.wave for b in backgrounds]) * wave
+    columns = [(*b.slope, b.wave, *b.frequency, b.phase) for b in backgrounds]
+    columns = np.asarray(columns, np.float32).T[..., None, None]
+    slope_x, slope_y, wave, frequency_x, frequency_y, phase = columns
+    turns = frequency_x * x + frequency_y * y
+    shade = slope_x * (x - 0.5) + slope_y * (y - 0.5)
+    shade = shade + wave * np.sin(np.float32(2 * np.pi) * turns + phase)
     rgb = np.asarray([b.rgb for b in backgrounds], np.float32)
     return rgb[:, None, None, :] + shade[..., None]
 
