@@ -5,10 +5,11 @@ A checkpoint `workdir/checkpoints/STEP` has the items `state` (the TrainState), 
 adds). Orbax stores no checksum of array data, so the fingerprint is checked on restore.
 Per array of words w_0, w_1, ... it is
 
-    sum_i (2 i + 1) w_i   mod 2**32,
+    sum_i mix(w_i + 0x9E3779B9 i)   mod 2**32
 
-exact integer arithmetic, so the same on any number of devices, and changed by every
-change of a single word, because odd numbers are invertible.
+with the finaliser of MurmurHash3 (Appleby, 2011) as `mix`. Integer sums are exact, so it
+is the same on any number of devices, and `mix` is invertible, so every change of one
+word changes it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import safetensors.flax
+import safetensors
 import safetensors.numpy
 from etils import epath
 from flax import traverse_util
@@ -66,15 +67,18 @@ def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
         unsigned = jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")
         return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
 
+    def mix(h: jax.Array) -> jax.Array:
+        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+        return h ^ (h >> 16)
+
     def one(x: jax.Array) -> jax.Array:
-        w = words(x)
-        index, stride = jnp.zeros(w.shape, jnp.uint32), 1
+        w, stride = words(x), 0x9E3779B9
         for axis in reversed(range(w.ndim)):
-            index += jax.lax.broadcasted_iota(jnp.uint32, w.shape, axis) * (
-                jnp.uint32(stride % 2**32)
-            )
+            index = jax.lax.broadcasted_iota(jnp.uint32, w.shape, axis)
+            w += index * jnp.uint32(stride % 2**32)
             stride *= w.shape[axis]
-        return jnp.sum((2 * index + 1) * w, dtype=jnp.uint32)
+        return jnp.sum(mix(w), dtype=jnp.uint32)
 
     return [one(x) for x in leaves]
 
@@ -147,7 +151,8 @@ def _check_fingerprint(saved: Mapping[str, int], tree: PyTree) -> None:
             raise OSError(f"the stored values of {name} have changed since the save")
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, target: PyTree) -> Restored:
+def restore(manager: ocp.CheckpointManager, step: int, target: PyTree) -> Restored:
+    """Reads one step; raises if it is damaged or not shaped as `target`."""
     json_args = ocp.args.JsonRestore()
     items = manager.restore(
         step, args=ocp.args.Composite(data=json_args, meta=json_args)
@@ -183,7 +188,7 @@ def restore_newest(manager: ocp.CheckpointManager, target: PyTree) -> Restored |
     failures: dict[int, Exception] = {}
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            restored = _restore(manager, step, target)
+            restored = restore(manager, step, target)
         except MismatchError:
             raise
         except Exception as error:  # noqa: BLE001  Orbax raises it bare for damage
@@ -216,7 +221,7 @@ def save_params(directory: epath.PathLike, params: Params) -> None:
         path = epath.Path(directory) / PARAMS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
-        unfinished.write_bytes(safetensors.numpy.save(tensors, metadata))
+        safetensors.numpy.save_file(tensors, unfinished, metadata)
         unfinished.replace(path)
 
 
@@ -225,10 +230,10 @@ def load_params(directory: epath.PathLike, like: PyTree | None = None) -> Params
     path = epath.Path(directory) / PARAMS_FILE
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}; save_params writes it")
-    content = path.read_bytes()
     try:
-        leaves = safetensors.flax.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        with safetensors.safe_open(path, framework="flax") as file:
+            metadata = file.metadata() or {}
+            leaves = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     params = traverse_util.unflatten_dict(
@@ -236,5 +241,5 @@ def load_params(directory: epath.PathLike, like: PyTree | None = None) -> Params
     )
     if like is not None:
         _check_shapes(_describe(params), like, str(path))
-    _check_fingerprint(json.loads(header["__metadata__"]["fingerprint"]), params)
+    _check_fingerprint(json.loads(metadata.get("fingerprint", "{}")), params)
     return params

@@ -146,7 +146,9 @@ class Run:
             options.name, options.num_steps, is_silent=is_silent
         )
 
-    def prepare(self, task: Task, optimizer: optax.GradientTransformation, key: Key):
+    def prepare(
+        self, task: Task, optimizer: optax.GradientTransformation, key: Key
+    ) -> None:
         """Draws the first batch and builds the program, which its call compiles."""
         options = self.options
         train_step = make_train_step(

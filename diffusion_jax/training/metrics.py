@@ -12,7 +12,7 @@ import io
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import tensorboardX
@@ -34,12 +34,12 @@ class Table:
     Rows of steps after `resume_step` are cut off: the steps will be run again.
     """
 
-    def __init__(self, path: epath.Path, resume_step: int):
-        self.path = path
+    def __init__(self, path: epath.PathLike, resume_step: int):
+        self.path = epath.Path(path)
         self.columns = ["step"]
         self.rows: list[dict[str, str]] = []
-        if path.exists():
-            self._read(path.read_text(), resume_step)
+        if self.path.exists():
+            self._read(self.path.read_text(), resume_step)
             self._rewrite()
 
     def _read(self, text: str, resume_step: int) -> None:
@@ -92,7 +92,9 @@ class Writer:
         self.metrics = Table(workdir / "metrics.csv", resume_step)
         self.timing = Table(workdir / "timing.csv", resume_step)
         self.board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resume_step + 1
+            str(workdir / "tensorboard"),
+            purge_step=resume_step + 1,
+            filename_suffix=f".{resume_step}",  # or a quick restart would overwrite
         )
 
     def close(self) -> None:
@@ -147,7 +149,7 @@ class Progress:
         num_steps: int,
         *,
         is_silent: bool,
-        stream: TextIO | None = None,
+        stream: io.TextIOBase | None = None,
     ):
         self.name, self.num_steps, self.is_silent = name, num_steps, is_silent
         self.stream = stream or sys.stderr

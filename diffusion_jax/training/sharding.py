@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from diffusion_jax.types import Batch
 
 Rules = Sequence[tuple[str, str]]  # (regular expression, tactic)
+AnyMesh = Mesh | AbstractMesh  # layouts can be inferred for devices that are not here
 
 
 def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
@@ -40,12 +41,12 @@ def make_mesh(axes: Mapping[str, int] | None = None) -> Mesh:
     return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types)
 
 
-def replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def replicate(shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """A full copy on every device."""
     return PartitionSpec()
 
 
-def fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def fsdp(shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
     """The largest axis that divides is split along "fsdp"; if none does, a copy."""
     size = mesh.shape["fsdp"]
     fitting = [axis for axis, length in enumerate(shape) if length % size == 0]
@@ -58,7 +59,7 @@ def fsdp(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 TACTICS = {"replicate": replicate, "fsdp": fsdp}
 
 
-def infer_shardings(shapes: PyTree, rules: Rules, mesh: Mesh) -> PyTree:
+def infer_shardings(shapes: PyTree, rules: Rules, mesh: AnyMesh) -> PyTree:
     """A NamedSharding per array, by the first rule found in its "/"-joined path.
 
     The path of a parameter ends alike in `params`, `ema_params` and `opt_state`, so

@@ -34,14 +34,13 @@ class TrainState(NamedTuple):
 
 def init_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
     """Step 0, with the average equal to the parameters; shares no buffer with them."""
-    zero = jnp.zeros((), jnp.int32)
     return TrainState(
-        step=zero,
+        step=jnp.int32(0),
         params=jax.tree.map(jnp.copy, params),
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
-        num_skipped=zero,
-        num_skipped_in_row=zero,
+        num_skipped=jnp.int32(0),
+        num_skipped_in_row=jnp.int32(0),
     )
 
 

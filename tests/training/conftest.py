@@ -5,10 +5,35 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 import toy
+from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(cache_dir):
+    """The toy's programs are the same in most tests; compiling is what takes time."""
+    settings = {
+        "jax_compilation_cache_dir": str(cache_dir),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    previous = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in previous.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
@@ -20,15 +45,24 @@ def straight(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run_toy():
+def run_toy(cache_dir):
     """Runs toy.py as a process of its own, with `num_devices` CPU devices."""
 
     def run(*arguments, num_devices=1):
         flags = f"--xla_force_host_platform_device_count={num_devices}"
-        environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+        environment = os.environ | {
+            "XLA_FLAGS": flags,
+            "PYTHONPATH": str(ROOT),
+            "JAX_COMPILATION_CACHE_DIR": str(cache_dir),
+        }
         command = [sys.executable, "-W", "error", toy.__file__, *map(str, arguments)]
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=120
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
 
     return run

@@ -1,6 +1,5 @@
 """The loop resumes to the bit, survives bad steps and says what it does."""
 
-import os
 import signal
 import threading
 
@@ -36,14 +35,6 @@ def raise_at(number):
     return on_batch
 
 
-def signal_at(number, which):
-    def on_batch(index):
-        if index == number:
-            os.kill(os.getpid(), which)
-
-    return on_batch
-
-
 def test_a_killed_run_resumes_to_the_same_bits(straight, run_toy, tmp_path):
     workdir, expected = straight
     assert run_toy(tmp_path, "--kill-at", 27).returncode == -signal.SIGKILL
@@ -57,7 +48,7 @@ def test_a_killed_run_resumes_to_the_same_bits(straight, run_toy, tmp_path):
 def test_resuming_within_an_interval_gives_the_same_table(straight, tmp_path, stop_at):
     workdir, expected = straight
     with pytest.raises(SystemExit) as left:
-        toy.train(tmp_path, toy.Stream(signal_at(stop_at, signal.SIGTERM)))
+        toy.train(tmp_path, toy.Stream(toy.signal_at(stop_at)))
     assert left.value.code == 0
     resumed, _ = toy.train(tmp_path, toy.Stream())
     assert toy.equal(resumed, expected)
@@ -166,7 +157,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
 
 def test_ctrl_c_saves_and_is_raised_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        toy.train(tmp_path, toy.Stream(signal_at(13, signal.SIGINT)))
+        toy.train(tmp_path, toy.Stream(toy.signal_at(13, signal.SIGINT)))
     assert steps_saved(tmp_path) == [10, 13]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

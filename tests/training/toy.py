@@ -38,6 +38,16 @@ class Stream:
         self.index = state["index"]
 
 
+def signal_at(number, which=signal.SIGTERM):
+    """For `on_batch`: this process gets the signal while it draws batch `number`."""
+
+    def on_batch(index):
+        if index == number:
+            os.kill(os.getpid(), which)
+
+    return on_batch
+
+
 def init(key):
     kernel = jax.random.normal(key, (WIDTH, 1))
     return {"dense": {"kernel": kernel, "bias": jnp.zeros(1)}}, {"scale": jnp.ones(1)}
@@ -89,26 +99,16 @@ def main():
     parser.add_argument("--kill-at", type=int, default=-1)
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--fsdp", type=int, default=0)
-    parser.add_argument("--checkpoint-every", type=int, default=10)
     args = parser.parse_args()
 
-    def on_batch(index):
-        if index == args.kill_at:
-            os.kill(os.getpid(), getattr(signal, args.signal))
-
+    on_batch = signal_at(args.kill_at, getattr(signal, args.signal))
     mesh, rules = None, ()
     if args.fsdp:
         mesh, rules = sharding.make_mesh({"data": -1, "fsdp": args.fsdp}), FSDP
-    state, _ = train(
-        args.workdir,
-        Stream(on_batch),
-        mesh=mesh,
-        rules=rules,
-        checkpoint_every=args.checkpoint_every,
-    )
+    state, _ = train(args.workdir, Stream(on_batch), mesh=mesh, rules=rules)
     if args.fsdp:
         kernel = state.opt_state.inner_state[1][0].mu["dense"]["kernel"]
-        print(jax.device_count(), kernel.sharding.spec)
+        print(jax.device_count(), *kernel.sharding.spec)
 
 
 if __name__ == "__main__":
