@@ -19,7 +19,8 @@ from absl import flags
 
 from diffusion_jax.data import captions, images, records
 
-Example = Callable[[Any, np.random.Generator], dict[str, np.ndarray]]
+Row = dict[str, Any]  # of numpy arrays and numbers
+Example = Callable[[Any, np.random.Generator], Row]
 """Makes the arrays of one record; raises `records.BadRecord` if it cannot."""
 
 MAX_SKIPS = 1000  # bad records in a row
@@ -28,7 +29,7 @@ NUM_THREADS, NUM_AHEAD = 2, 8  # that read ahead, and how many batches
 _log = logging.getLogger(__name__)
 
 
-def arrays(columns: Mapping[str, np.ndarray]) -> Sequence[dict[str, np.ndarray]]:
+def arrays(columns: Mapping[str, np.ndarray]) -> Sequence[Row]:
     """Equally long arrays, memory-mapped or not, as a source of rows."""
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
@@ -43,11 +44,11 @@ class _Rows(Sequence):
     def __len__(self) -> int:
         return len(next(iter(self._columns.values())))
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Row:
         return {name: column[index] for name, column in self._columns.items()}
 
 
-def row_example(row: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def row_example(row: Row, rng: np.random.Generator) -> Row:
     """The example of a source that has arrays already."""
     return row
 

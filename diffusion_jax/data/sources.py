@@ -16,8 +16,6 @@ import tensorflow_datasets
 
 from diffusion_jax.data import records, scenes_builder, tar_index
 
-Source = Sequence[records.Record]
-
 
 def _prepare(builder: tensorflow_datasets.core.DatasetBuilder) -> None:
     """Builds the data set in its directory, never asking Google Cloud Storage."""
@@ -27,7 +25,7 @@ def _prepare(builder: tensorflow_datasets.core.DatasetBuilder) -> None:
 
 def scenes(
     split: str, *, image_size: int = 32, data_dir: str | pathlib.Path | None = None
-) -> Source:
+) -> records.Source:
     """Captioned scenes (see scenes_builder.py), built on first use in some seconds."""
     configs = scenes_builder.CaptionedScenes.builder_configs
     if str(image_size) not in configs:
@@ -61,7 +59,7 @@ def tfds(
     template: str = "a photo of a {label}",
     data_dir: str | pathlib.Path | None = None,
     download: bool = False,
-) -> Source:
+) -> records.Source:
     """Any TFDS data set with an image and a caption or a label.
 
     `caption_key` may be a path such as "captions/text"; of several captions the first
@@ -102,7 +100,7 @@ def _from_builder(
     image_key: str,
     caption_keys: tuple[str, ...],
     template: str | None,
-) -> Source:
+) -> records.Source:
     name = builder.info.full_name
     splits = builder.info.splits
     if unknown := [s for s in re.split(r"\[.*?\]|\+", split) if s and s not in splits]:
@@ -168,7 +166,9 @@ def _text(value: Any, name: str) -> str:
         raise records.BadRecord(f"caption of {name}: {error}") from error
 
 
-def tar_shards(paths: str | pathlib.Path | Sequence[str | pathlib.Path]) -> Source:
+def tar_shards(
+    paths: str | pathlib.Path | Sequence[str | pathlib.Path],
+) -> records.Source:
     """Tar shards as img2dataset writes them: 000.jpg beside 000.txt.
 
     `paths` is a file, a pattern such as "shards/*.tar", or a list of either.
@@ -187,7 +187,7 @@ def _read_pair(index: int, pair: tar_index.Pair) -> records.Record:
     return records.Record(image, _text(caption, name), name)
 
 
-SOURCES: dict[str, Callable[..., Source]] = {
+SOURCES: dict[str, Callable[..., records.Source]] = {
     "scenes": scenes,
     "tfds": tfds,
     "tar_shards": tar_shards,

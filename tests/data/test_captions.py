@@ -1,0 +1,144 @@
+"""The tokenizer: transformers loads it as a published one, and text comes back."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import transformers
+
+from diffusion_jax.data import captions, scenes_builder
+
+LENGTH = 24
+TEXTS = [
+    "a small red circle",
+    "A  LARGE blue\tsquare",
+    "naïve café, 漢字 & 🙂!",
+    "it's 42 o'clock",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return [c for _, c in scenes_builder.generate("train", 300, image_size=32)]
+
+
+@pytest.fixture(scope="module")
+def directory(corpus, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    captions.train_tokenizer(corpus, path, vocab_size=620, context_length=LENGTH)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory):
+    return captions.load_tokenizer(directory, context_length=LENGTH)
+
+
+def test_transformers_gives_the_same_ids(directory, tokenizer, corpus):
+    clip = transformers.CLIPTokenizer.from_pretrained(str(directory))
+    texts = corpus[:50] + TEXTS
+    expected = clip(texts, padding="max_length", truncation=True)["input_ids"]
+    np.testing.assert_array_equal(tokenizer(texts), expected)
+    short = clip(texts, padding="max_length", truncation=True, max_length=6)
+    cut = captions.load_tokenizer(directory, context_length=6)
+    np.testing.assert_array_equal(cut(texts), short["input_ids"])
+    assert len(clip) == tokenizer.vocab_size
+    assert clip.model_max_length == LENGTH
+
+
+def test_decoding_inverts_encoding(tokenizer, corpus):
+    for text in corpus + [TEXTS[0], TEXTS[1], "漢字", ""]:
+        normal = " ".join(text.lower().split())
+        assert tokenizer.decode(tokenizer([text])[0]) == normal
+
+
+def test_common_words_are_one_token(tokenizer):
+    (ids,) = tokenizer(["a small red circle"])
+    assert (ids != tokenizer.pad_id).sum() == 5  # start and four words; end is padding
+
+
+def test_rows_begin_end_and_are_padded_as_in_stable_diffusion(tokenizer, corpus):
+    ids = tokenizer(corpus)
+    assert ids.shape == (len(corpus), LENGTH)
+    assert ids.dtype == np.int32
+    assert (ids[:, 0] == tokenizer.bos_id).all()
+    assert (ids[:, -1] == tokenizer.eos_id).all()
+    assert tokenizer.pad_id == tokenizer.eos_id
+    # The end token has the highest id, and argmax finds its first occurrence.
+    assert tokenizer.eos_id == tokenizer.vocab_size - 1
+    ends = ids.argmax(1)
+    for row, end in zip(ids, ends):
+        assert (row[end:] == tokenizer.eos_id).all()
+        assert (row[:end] != tokenizer.eos_id).all()
+
+
+def test_long_texts_keep_their_end_and_say_how_much_was_cut(directory):
+    short = captions.load_tokenizer(directory, context_length=5)
+    texts = ["a small", "a small red", "a small red circle", "a small red ring a ring"]
+    ids = short(texts)
+    assert (ids[:, -1] == short.eos_id).all()
+    np.testing.assert_array_equal(short.num_cut(texts), [0, 0, 1, 3])
+    np.testing.assert_array_equal(ids[1], ids[2])
+
+
+def test_the_vocabulary_is_laid_out_as_published(directory):
+    vocab = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+    tokens = sorted(vocab, key=vocab.get)
+    assert list(vocab.values()) == list(range(len(vocab)))
+    assert tokens[:2] == ["!", '"']
+    assert tokens[256:258] == ["!</w>", '"</w>']
+    assert tokens[-2:] == ["<|startoftext|>", "<|endoftext|>"]
+    first, *merges = (directory / "merges.txt").read_text().split("\n")
+    assert first.startswith("#version")
+    merged = {"".join(merge.split()) for merge in merges if merge}
+    assert merged == set(tokens[512:-2])
+
+
+def test_vocabulary_size_is_a_bound(corpus, tmp_path):
+    limit = captions.train_tokenizer(
+        corpus, tmp_path / "a", vocab_size=540, context_length=8
+    )
+    assert limit.vocab_size == 540
+    bytes_only = captions.train_tokenizer(
+        corpus, tmp_path / "b", vocab_size=514, context_length=40
+    )
+    assert bytes_only.decode(bytes_only(["a ring"])[0]) == "a ring"
+    with pytest.raises(ValueError, match="514"):
+        captions.train_tokenizer(
+            corpus, tmp_path / "c", vocab_size=100, context_length=8
+        )
+
+
+def test_training_is_deterministic(corpus, directory, tmp_path):
+    captions.train_tokenizer(corpus, tmp_path, vocab_size=620, context_length=LENGTH)
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / name).read_bytes() == (directory / name).read_bytes()
+
+
+def test_a_pickled_tokenizer_is_the_same(tokenizer):
+    again = pickle.loads(pickle.dumps(tokenizer))
+    np.testing.assert_array_equal(again(TEXTS), tokenizer(TEXTS))
+
+
+def test_the_padding_token_of_the_directory_is_used(directory, tmp_path):
+    for file in directory.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"pad_token": "!"})  # as Stable Diffusion 2 has it
+    )
+    padded = captions.load_tokenizer(tmp_path, context_length=LENGTH)
+    assert padded.pad_id == 0
+    (ids,) = padded(["a ring"])
+    assert ids[3] == padded.eos_id
+    assert (ids[4:] == 0).all()
+    assert padded.decode(ids) == "a ring"
+
+
+def test_missing_and_wrong_files_are_errors(directory, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"vocab\.json"):
+        captions.load_tokenizer(tmp_path, context_length=8)
+    with pytest.raises(ValueError, match="context_length 1"):
+        captions.load_tokenizer(directory, context_length=1)
