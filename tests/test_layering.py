@@ -16,7 +16,16 @@ ARROWS = {
     "tasks": {"types", "diffusion", "models"},
     "pipelines": {"types", "diffusion", "models"},
 }
-ENTRY_POINTS = {"build", "train", "sample", "evaluate"}
+# the only files that see a config
+ENTRY_POINTS = {
+    "build",
+    "command",
+    "evaluate",
+    "previews",
+    "runs",
+    "sample",
+    "train",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))

@@ -1,0 +1,110 @@
+"""What a run shows while it trains: numbers for its table, pictures in samples/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from diffusion_jax import build, runs
+from diffusion_jax.data import batches, captions
+from diffusion_jax.evaluation import grids, reconstruction, retrieval
+from diffusion_jax.pipelines import batched
+from diffusion_jax.tasks import clip as clip_task
+from diffusion_jax.training.loop import OnSample
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.types import Batch, Params
+
+NUM_EXAMPLES = 256  # of the evaluation split
+NUM_SHOWN = 8
+
+
+def first_examples(
+    config: ConfigDict, tokenizer: captions.Tokenizer, split: str, count: int
+) -> tuple[Batch, list[str]]:
+    """The first records of a split as one batch, and their captions."""
+    records = build.source(config, split)
+    stream = batches.make_batches(
+        records,
+        build.image_text(config, tokenizer),
+        batch_size=min(count, len(records)),
+        seed=0,
+        shuffle=False,
+        num_epochs=1,
+    )
+    batch = next(stream)
+    stream.close()
+    return batch, [records[int(i)].caption for i in batch["index"]]
+
+
+def make_on_sample(
+    config: ConfigDict, workdir: epath.Path, tokenizer: captions.Tokenizer
+) -> OnSample | None:
+    """The hook of the train loop for the config's task; None if it never samples."""
+    if not config.sample_every or jax.process_index() != 0:
+        return None
+    makers = {
+        "clip": _clip_hook,
+        "autoencoder": _autoencoder_hook,
+        "latent_diffusion": _latent_diffusion_hook,
+    }
+    return makers[config.task.name](config, workdir / runs.SAMPLES, tokenizer)
+
+
+def _show(image, directory: epath.Path, step: int) -> np.ndarray:
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"step_{step:07d}.png"
+    grids.save_png(image, path, metadata={"step": str(step)})
+    return np.asarray(image)
+
+
+def _clip_hook(config, directory, tokenizer) -> OnSample:
+    model = build.clip_model(config, tokenizer)
+    split = config.data.eval_split
+    batch, texts = first_examples(config, tokenizer, split, NUM_EXAMPLES)
+    embed = jax.jit(lambda params, x, t: clip_task.embed(model, params, x, t))
+
+    def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:
+        image, text = embed(state.ema_params, batch["image"], batch["tokens"])
+        if len(image) < retrieval.GROUP_SIZE:
+            return {}
+        found = retrieval.retrieval_accuracy(image, text, texts)
+        return {"eval_retrieval": np.float32(found.image_to_text)}
+
+    return on_sample
+
+
+def _autoencoder_hook(config, directory, tokenizer) -> OnSample:
+    model = build.autoencoder(config)
+    split = config.data.eval_split
+    batch, _ = first_examples(config, tokenizer, split, NUM_EXAMPLES)
+    rebuild = jax.jit(lambda params, x: model.apply({"params": params}, x))
+
+    def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:
+        output = jnp.clip(rebuild(state.ema_params, batch["image"]), -1, 1)
+        psnr = reconstruction.psnr(batch["image"], output)
+        rows = {"original": batch["image"], "reconstruction": output}
+        rows = {name: images[:NUM_SHOWN] for name, images in rows.items()}
+        picture = _show(grids.labelled_rows(rows), directory, step)
+        return {"eval_psnr": np.float32(psnr), "reconstructions": picture}
+
+    return on_sample
+
+
+def _latent_diffusion_hook(config, directory, tokenizer) -> OnSample:
+    pipeline = build.stable_diffusion(config, tokenizer)
+    prompts = list(config.sampling.prompts)
+    generate = batched.text_to_image(pipeline, batch_size=len(prompts))
+    tokens, null_tokens = tokenizer(prompts), tokenizer([""])
+
+    def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:
+        params = {**frozen, "unet": state.ema_params["unet"]}
+        images = np.concatenate(list(generate(params, tokens, null_tokens)))
+        picture = grids.captioned_grid(images, prompts, columns=min(4, len(prompts)))
+        return {"samples": _show(picture, directory, step)}
+
+    return on_sample
