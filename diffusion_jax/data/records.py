@@ -25,11 +25,15 @@ class Source(Sequence):
 
     rows: Any
     read: Callable[[int, Any], Record]
+    length: int = dataclasses.field(init=False)  # TFDS counts anew each time
+
+    def __post_init__(self):
+        object.__setattr__(self, "length", len(self.rows))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.length
 
     def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < len(self.rows):
-            raise IndexError(f"record {index} of {len(self.rows)}")
+        if not 0 <= index < self.length:
+            raise IndexError(f"record {index} of {self.length}")
         return self.read(index, self.rows[index])

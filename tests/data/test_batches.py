@@ -239,6 +239,16 @@ def test_images_and_tokens_are_ready_for_the_networks(pictures):
     np.testing.assert_array_equal(batch["tokens"], tokenizer(texts))
 
 
+def test_examples_kept_in_memory_give_the_same_batches(pictures):
+    source, tokenizer = pictures
+    example = batches.image_text_example(tokenizer, image_size=32)
+    rows = batches.in_memory(source, example)
+    assert len(rows) == len(source)
+    assert_same(
+        take(stream(rows, batches.row_example), 5), take(stream(source, example), 5)
+    )
+
+
 def test_broken_images_and_empty_captions_are_skipped_by_name(pictures, caplog):
     source, tokenizer = pictures
     source = list(source)
