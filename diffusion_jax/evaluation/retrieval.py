@@ -6,7 +6,7 @@ so that the score does not depend on the size of the test set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +26,13 @@ def retrieval_accuracy(
     captions: Sequence[str] | Sequence[int] | Int[Array | np.ndarray, "N"],
     *,
     group_size: int = 64,
+    is_true: Callable[[int, int], bool] | None = None,
 ) -> Retrieval:
     """Top-1 accuracy in both directions over groups of consecutive pairs.
 
-    Pairs whose captions (texts or ids) are equal count as right for each other. Shuffle
-    pairs that are in an order; those after the last whole group are left out.
+    Pairs whose captions (texts or ids) are equal count as right for each other; with
+    `is_true(image, caption)`, so does every chosen caption that is true of the image.
+    Shuffle pairs that are in an order; those after the last whole group are left out.
     """
     count = len(captions)
     if not len(image_embeddings) == len(text_embeddings) == count:
@@ -48,11 +50,20 @@ def retrieval_accuracy(
     _, ids = np.unique(np.asarray(captions), return_inverse=True)
     ids = ids[:used].reshape(grouped)
     similarity = images @ texts.swapaxes(1, 2)
-    chosen_texts = np.take_along_axis(ids, similarity.argmax(axis=2), axis=1)
-    chosen_images = np.take_along_axis(ids, similarity.argmax(axis=1), axis=1)
+    first_of_group = np.arange(0, used, group_size)[:, None]
+    chosen_texts = (similarity.argmax(axis=2) + first_of_group).ravel()
+    chosen_images = (similarity.argmax(axis=1) + first_of_group).ravel()
+
+    def is_right(image: int, text: int) -> bool:
+        if ids.flat[image] == ids.flat[text]:
+            return True
+        return is_true is not None and bool(is_true(image, text))
+
     return Retrieval(
-        image_to_text=float(np.mean(chosen_texts == ids)),
-        text_to_image=float(np.mean(chosen_images == ids)),
+        image_to_text=float(np.mean([is_right(*p) for p in enumerate(chosen_texts)])),
+        text_to_image=float(
+            np.mean([is_right(i, text) for text, i in enumerate(chosen_images)])
+        ),
         chance=float(np.mean(ids[:, :, None] == ids[:, None, :])),
         num_groups=num_groups,
     )

@@ -91,3 +91,18 @@ def test_embeddings_without_a_direction_are_refused(value):
 def test_unequal_counts_are_refused():
     with pytest.raises(ValueError, match="are not pairs"):
         retrieval.retrieval_accuracy(vectors(64), vectors(64), range(63))
+
+
+def test_a_true_caption_is_right_whoever_it_belongs_to():
+    """Swapped pairs are wrong, unless each caption is true of the other image."""
+    embeddings = np.eye(4)
+    swapped = embeddings[[1, 0, 3, 2]]
+    options = dict(captions=["a", "b", "c", "d"], group_size=4)
+    wrong = retrieval.retrieval_accuracy(embeddings, swapped, **options)
+    assert (wrong.image_to_text, wrong.text_to_image) == (0, 0)
+
+    def is_true(image, text):
+        return {image, text} == {0, 1}
+
+    half = retrieval.retrieval_accuracy(embeddings, swapped, is_true=is_true, **options)
+    assert (half.image_to_text, half.text_to_image) == (0.5, 0.5)
