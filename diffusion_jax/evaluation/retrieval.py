@@ -51,8 +51,8 @@ def retrieval_accuracy(
     ids = ids[:used].reshape(grouped)
     similarity = images @ texts.swapaxes(1, 2)
     first_of_group = np.arange(0, used, group_size)[:, None]
-    chosen_texts = (similarity.argmax(axis=2) + first_of_group).ravel()
-    chosen_images = (similarity.argmax(axis=1) + first_of_group).ravel()
+    chosen_texts = (similarity.argmax(axis=2) + first_of_group).ravel().tolist()
+    chosen_images = (similarity.argmax(axis=1) + first_of_group).ravel().tolist()
 
     def is_right(image: int, text: int) -> bool:
         if ids.flat[image] == ids.flat[text]:
