@@ -14,6 +14,10 @@ from diffusion_jax import build
 
 CACHE_DIRECTORY = "~/.cache/diffusion_jax/xla"
 
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "Join the other hosts of a TPU slice or a SLURM job first."
+)
+
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs, so that the second start of a command is quick.
@@ -39,6 +43,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Runs `main`; errors that a user can mend end with one sentence, not a trace."""
 
     def guarded(arguments: list[str]) -> None:
+        if _MULTIHOST.value:
+            jax.distributed.initialize()
         try:
             main(arguments)
         except (build.ConfigError, FileNotFoundError) as error:
