@@ -2,7 +2,8 @@
 # Runs one command on every host of an existing TPU VM slice and waits for all of them.
 #
 #   TPU_NAME=my-v4-32 ZONE=us-central2-b tpu/run.sh \
-#     python3 -m diffusion_jax.train --config configs/... --workdir gs://bucket/runs/x
+#     python3 -m diffusion_jax.train --config configs/... --multihost \
+#       --workdir gs://bucket/runs/x
 #
 #   TPU_NAME, ZONE  which slice
 #   PROJECT         its project, if not gcloud's default
