@@ -212,12 +212,12 @@ def restore_newest(manager: ocp.CheckpointManager, target: PyTree) -> Restored |
 
 def save_params(directory: epath.PathLike, params: Params) -> None:
     """Writes `directory/params.safetensors`, named by "/"-joined path."""
-    leaves = traverse_util.flatten_dict(params)
-    if not all(jax.tree.leaves(jax.tree.map(lambda x: x.is_fully_addressable, params))):
+    metadata = {"fingerprint": json.dumps(fingerprint(params))}
+    leaves = traverse_util.flatten_dict(jax.tree.map(jnp.asarray, params))
+    if not all(leaf.is_fully_addressable for leaf in leaves.values()):
         leaves = multihost_utils.process_allgather(leaves, tiled=True)
     tensors = {"/".join(path): np.asarray(leaf) for path, leaf in leaves.items()}
     if jax.process_index() == 0:
-        metadata = {"fingerprint": json.dumps(fingerprint(params))}
         path = epath.Path(directory) / PARAMS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")

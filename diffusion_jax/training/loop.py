@@ -160,11 +160,10 @@ class Run:
         )
         train_step = jax.jit(train_step)  # traced once for the names and the program
         self.drawn = self.draw_next()
-        self.key = jax.device_put(key, self.replicated)
-        arguments = (self.state, self.frozen, self.key, self.drawn.batch)
+        arguments = (self.state, self.frozen, key, self.drawn.batch)
         self.names = metric_names(train_step, *arguments)
         self.sums = self.make_sums(self.unfinished)
-        self.program = compile_step(train_step, *arguments)
+        self.key, self.program = key, compile_step(train_step, *arguments)
 
     def make_sums(self, saved: Mapping[str, Any] | None = None) -> MetricSums:
         """Zeros, or the sums of the interval in which the checkpoint was written."""
@@ -172,7 +171,7 @@ class Run:
             saved = {"total": dict.fromkeys(self.names, 0.0), "count": 0}
         total = {name: np.float32(saved["total"][name]) for name in self.names}
         sums = MetricSums(total, np.int32(saved["count"]))
-        return jax.device_put(sums, self.replicated)
+        return sharding.place(sums, jax.tree.map(lambda _: self.replicated, sums))
 
     def advance(self) -> None:
         """Queues one step, then draws the next batch while the device works."""

@@ -78,6 +78,18 @@ def infer_shardings(shapes: PyTree, rules: Rules, mesh: AnyMesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(choose, shapes)
 
 
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Arrays that every process holds in full -> global arrays."""
+
+    def put(x, sharding):
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis over every device of the mesh."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from diffusion_jax.training import sharding
 from diffusion_jax.types import Key, Params
 
 Init = Callable[[Key], tuple[Params, Params]]
@@ -83,8 +84,8 @@ def _place(traced: TracedInit, which: int, shardings: PyTree) -> Params:
         values = jax.jit(compute, out_shardings=out_shardings)(traced.key)
         drawn = dict(zip(computed, values, strict=True))
     leaves = [
-        drawn[index] if leaf is None else jax.device_put(leaf, place)
-        for index, (leaf, place) in enumerate(zip(known, places, strict=True))
+        drawn[index] if leaf is None else sharding.place(leaf, where)
+        for index, (leaf, where) in enumerate(zip(known, places, strict=True))
     ]
     return jax.tree.unflatten(jax.tree.structure(traced.shapes[which]), leaves)
 

@@ -193,7 +193,7 @@ def compile_step(
     def place(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x.sharding, tree)
 
-    replicated = key.sharding
+    replicated = state.step.sharding
     return jax.jit(
         program,
         in_shardings=(
