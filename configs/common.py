@@ -48,6 +48,21 @@ def scenes(image_size: int = 32) -> ConfigDict:
     )
 
 
+def tar_shards(train: str, test: str, image_size: int = 32) -> ConfigDict:
+    """Tar shards of image and text files; the splits are patterns of paths."""
+    return ConfigDict(
+        dict(
+            source=dict(name="tar_shards"),
+            train_split=train,
+            eval_split=test,
+            test_split=test,
+            image_size=image_size,
+            crop="center",
+            flip=False,
+        )
+    )
+
+
 def runlocal(config: ConfigDict) -> ConfigDict:
     """The same run cut down to a minute on a CPU, to see that it works."""
     config.batch_size = 16

@@ -76,6 +76,12 @@ def evaluate_clip(run: runs.Run) -> dict[str, float]:
     return result
 
 
+def captions_of(run: runs.Run, split: str) -> list[str]:
+    """The captions that the measurements on this split use, in their order."""
+    records = build.source(run.config, split)
+    return [records[i].caption for i in range(min(NUM_EXAMPLES, len(records)))]
+
+
 def sample_split(run: runs.Run, split: str, *, seed: int = 0) -> Samples:
     """Samples for the first captions of a split of the scenes, each verified."""
     _, texts = previews.first_examples(run.config, run.tokenizer, split, NUM_SAMPLES)

@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion import denoiser, guidance, process
+from diffusion_jax.diffusion import denoiser, guidance
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.parameterization import Parameterization
-from diffusion_jax.diffusion.samplers import Sampler
+from diffusion_jax.diffusion.samplers import Sampler, integrate
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.types import Conditioning, Key, Params
 
@@ -63,6 +63,7 @@ def sample(
         scale = stage.guidance if scale is None else scale
         denoise = guidance.classifier_free(conditional, cond, null, scale)
     ts = stage.grid(stage.schedule, stage.steps)
-    key_prior, key_steps = jax.vmap(jax.random.split, out_axes=1)(keys)
-    x = process.prior_sample(key_prior, stage.schedule, ts[0], (len(keys), *shape))
+    key_prior, key_steps = integrate.split(keys, 2)
+    shape = (len(keys), *shape)
+    x = integrate.prior_sample(key_prior, stage.schedule, ts[0], shape, data_std=1)
     return stage.sampler(key_steps, denoise, stage.schedule, x, ts)
