@@ -54,13 +54,13 @@ def row_example(row: Row, rng: np.random.Generator) -> Row:
 
 
 def image_text_example(
-    tokenizer: captions.Tokenizer,
+    tokenizer: captions.Tokenizer | None,
     *,
     image_size: int,
     crop: str = "center",
     flip: bool = False,
 ) -> Example:
-    """Records -> `image` (float32 in [-1, 1], square) and `tokens` (int32)."""
+    """Records -> `image` (float32 in [-1, 1], square) and, with a tokenizer, `tokens`."""
     if crop not in images.CROPS:
         raise ValueError(f"unknown crop {crop!r}; one of {', '.join(images.CROPS)}")
     return functools.partial(
@@ -75,10 +75,10 @@ def _image_text(record, rng, *, tokenizer, image_size, crop, flip):
     image = images.square(image, image_size, crop=crop, rng=rng)
     if flip:
         image = images.flip(image, rng)
-    return {
-        "image": images.to_float(image),
-        "tokens": tokenizer([record.caption])[0],
-    }
+    pixels = {"image": images.to_float(image)}
+    if tokenizer is None:
+        return pixels
+    return pixels | {"tokens": tokenizer([record.caption])[0]}
 
 
 def _read(index: int, rng: np.random.Generator, *, source, example) -> dict:

@@ -48,10 +48,8 @@ class Tokenizer:
         return np.maximum(np.asarray(lengths, np.int32) - self.context_length, 0)
 
     def decode(self, ids: Int[np.ndarray, "L"]) -> str:
-        """The text of one row, lower-cased and with single spaces between words."""
-        end = np.flatnonzero(ids == self.eos_id)
-        words = self.backend.decode(ids[: end[0]] if len(end) else ids)
-        return words.replace(END_OF_WORD, " ").strip()
+        """The text of one row, lower-cased, a space after every word."""
+        return self.backend.decode(ids).replace(END_OF_WORD, " ").strip()
 
 
 def _byte_alphabet() -> list[str]:

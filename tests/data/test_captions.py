@@ -137,6 +137,15 @@ def test_the_padding_token_of_the_directory_is_used(directory, tmp_path):
     assert padded.decode(ids) == "a ring"
 
 
+def test_a_vocabulary_other_than_that_of_the_file_is_refused(directory, monkeypatch):
+    empty = transformers.CLIPTokenizer()  # what it makes of files it cannot find
+    monkeypatch.setattr(
+        transformers.CLIPTokenizer, "from_pretrained", lambda *_, **__: empty
+    )
+    with pytest.raises(ValueError, match=r"has 2 tokens, vocab\.json has 6"):
+        captions.load_tokenizer(directory, context_length=8)
+
+
 def test_missing_and_wrong_files_are_errors(directory, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"vocab\.json"):
         captions.load_tokenizer(tmp_path, context_length=8)

@@ -51,6 +51,40 @@ def test_both_orders_of_a_relation_say_the_same():
     assert len({scene_captions.parse(caption) for caption in same}) == 1
 
 
+@pytest.mark.parametrize(
+    ("phrase", "column", "row"),  # where the first named is, seen from the other
+    [
+        ("left of", -1, 0),
+        ("to the left of", -1, 0),
+        ("right of", 1, 0),
+        ("to the right of", 1, 0),
+        ("above", 0, -1),
+        ("below", 0, 1),
+    ],
+)
+def test_relations_mean_what_they_say(phrase, column, row):
+    claims = scene_captions.parse(f"a small red circle {phrase} a large blue square")
+    assert claims.relation == ("above" if row else "left of")
+    assert (claims.things[0].shape == "circle") == (column + row < 0)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "column", "row"),  # where the second named is
+    [
+        ("to its left", -1, 0),
+        ("to its right", 1, 0),
+        ("above it", 0, -1),
+        ("below it", 0, 1),
+    ],
+)
+def test_relations_of_the_second_mean_what_they_say(phrase, column, row):
+    claims = scene_captions.parse(
+        f"a small red circle with a large blue square {phrase}"
+    )
+    assert claims.relation == ("above" if row else "left of")
+    assert (claims.things[0].shape == "square") == (column + row < 0)
+
+
 def test_a_swap_changes_exactly_one_claim():
     rng, every = claims_drawn(1500)
     for claims in every:

@@ -117,6 +117,25 @@ def test_every_shape_is_centred_on_its_area(shape):
     np.testing.assert_allclose(centre, 0.5, atol=0.002)
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.1, -0.7])
+@pytest.mark.parametrize("shape", scenes.SHAPES)
+def test_the_extent_is_the_box_around_the_pixels(shape, angle):
+    columns, rows = scenes.pixel_centres(256)
+    placement = np.array([[0.5, 0.5, 0.3, angle, 1 / 256]])
+    inside = scenes.coverage(shape, placement, (columns, rows))[0] > 0.5
+    x, y = columns[0, inside.any(0)], rows[inside.any(1), 0]
+    box = 0.5 - x.min(), 0.5 - y.min(), x.max() - 0.5, y.max() - 0.5
+    np.testing.assert_allclose(box, scenes.extent(shape, 0.3, angle), atol=0.014)
+
+
+def test_positive_angles_turn_clockwise():
+    columns, rows = scenes.pixel_centres(64)
+    placement = np.array([[0.5, 0.5, 0.3, 0.4, 1 / 64]])
+    alpha = scenes.coverage("triangle", placement, (columns, rows))[0]
+    apex = alpha[rows[:, 0] < 0.25]
+    assert (apex * (columns - 0.5)).sum() > 0
+
+
 @pytest.mark.parametrize("shape", scenes.SHAPES)
 def test_anti_aliasing_conserves_area_at_any_resolution(shape):
     rng = np.random.default_rng(0)
