@@ -73,8 +73,8 @@ class Discrete:
         if not 0 < self.beta_start <= self.beta_end < 1:
             ends = (self.beta_start, self.beta_end)
             raise ValueError(f"betas must rise within (0, 1), got {ends}")
-        if self.num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, got {self.num_steps}")
+        if self.num_steps < 3:
+            raise ValueError(f"num_steps must be at least 3, got {self.num_steps}")
 
     @property
     def t_min(self) -> Real:
@@ -308,15 +308,17 @@ def _table_level(ratios: Float64[np.ndarray, "T"], t: Float[Array, "*b"]) -> Noi
     t = _real(t)
     num_steps = len(ratios)
     finite = jnp.asarray(ratios[np.isfinite(ratios)], t.dtype)
-    entries = jnp.arange(1, len(finite) + 1, dtype=t.dtype)
-    ratio = jnp.interp(t, entries, finite)
+    before = jnp.clip(jnp.floor(t), 1, len(finite) - 1)
+    share = jnp.clip(t - before, 0, 1)
+    index = before.astype(int) - 1
+    ratio = (1 - share) * finite[index] + share * finite[index + 1]
     # Below the first entry sigma / alpha is linear in t; where the last entry is pure
     # noise, alpha / sigma is beyond the one before it.
     ratio = ratio + jnp.log(jnp.where((t > 0) & (t < 1), t, 1.0))
-    beyond = (t > len(finite)) & (t < num_steps)
-    ratio = ratio - jnp.log(jnp.where(beyond, num_steps - t, 1.0))
     ratio = jnp.where(t > 0, ratio, -jnp.inf)
     if len(finite) < num_steps:
+        beyond = (t > len(finite)) & (t < num_steps)
+        ratio = ratio - jnp.log(jnp.where(beyond, num_steps - t, 1.0))
         ratio = jnp.where(t < num_steps, ratio, jnp.inf)
     alpha = jnp.exp(-0.5 * jax.nn.softplus(2 * ratio))
     sigma = jnp.exp(-0.5 * jax.nn.softplus(-2 * ratio))
