@@ -14,7 +14,7 @@ def run_config() -> ConfigDict:
             optimizer=dict(
                 name="adamw",
                 learning_rate=1e-3,
-                schedule="warmup_cosine",
+                schedule="cosine",
                 warmup_steps=50,
                 weight_decay=0.01,
                 b1=0.9,

@@ -186,7 +186,9 @@ def source(config: ConfigDict, split: str) -> sources.Source:
     return read(split=split)
 
 
-def image_text(config: ConfigDict, tokenizer: captions.Tokenizer) -> batches.Example:
+def image_text(
+    config: ConfigDict, tokenizer: captions.Tokenizer | None
+) -> batches.Example:
     data = config.data
     return batches.image_text_example(
         tokenizer, image_size=data.image_size, crop=data.crop, flip=data.flip
@@ -263,7 +265,9 @@ TASKS = {
 
 
 def task(
-    config: ConfigDict, tokenizer: captions.Tokenizer, frozen: Params | None = None
+    config: ConfigDict,
+    tokenizer: captions.Tokenizer | None,
+    frozen: Params | None = None,
 ) -> Task:
     """What the config trains; `frozen` is what earlier runs trained, if it needs any."""
     name = config.task.name

@@ -12,7 +12,6 @@ import json
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -45,7 +44,7 @@ class Run(NamedTuple):
     """A trained model: `params` are the averaged ones, `step` is theirs."""
 
     config: ConfigDict
-    tokenizer: captions.Tokenizer
+    tokenizer: captions.Tokenizer | None
     params: Params
     frozen: Params
     step: int
@@ -86,7 +85,12 @@ def write_config(workdir: epath.PathLike, config: ConfigDict) -> None:
     path.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
-def load_tokenizer(workdir: epath.PathLike, config: ConfigDict) -> captions.Tokenizer:
+def load_tokenizer(
+    workdir: epath.PathLike, config: ConfigDict
+) -> captions.Tokenizer | None:
+    """The run's own copy of its tokenizer; None for a task without text."""
+    if "tokenizer" not in config:
+        return None
     return captions.load_tokenizer(
         epath.Path(workdir) / TOKENIZER, context_length=config.tokenizer.context_length
     )
@@ -113,10 +117,5 @@ def load(workdir: epath.PathLike, *, step: int | None = None) -> Run:
         shapes,
         places,
     )
-    restored = checkpoint.load_step(workdir / CHECKPOINTS, target, step=step)
+    restored = checkpoint.read(workdir / CHECKPOINTS, target, step=step)
     return Run(config, tokenizer, restored.state.ema_params, frozen, restored.step)
-
-
-def numpy_tree(tree: Any) -> Any:
-    """The tree on the host."""
-    return jax.tree.map(np.asarray, tree)

@@ -7,7 +7,6 @@ Any field can be set from the command line: `--config.optimizer.learning_rate=3e
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,15 +81,17 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 def prepare_tokenizer(
     config: ConfigDict, workdir: epath.Path, records: Any
-) -> captions.Tokenizer:
+) -> captions.Tokenizer | None:
     """Copies the tokenizer that the config names, or learns one from the captions."""
     if "tokenizer" not in config:
-        config.tokenizer = dict(directory="", vocab_size=514, context_length=8)
+        return None
     if not (workdir / runs.TOKENIZER).exists():
         unfinished = workdir / "tokenizer.unfinished"
         directory = tokenizer_directory(config)
         if directory:
-            epath.Path(directory).copytree(unfinished)
+            unfinished.mkdir(parents=True, exist_ok=True)
+            for file in epath.Path(directory).iterdir():
+                file.copy(unfinished / file.name, overwrite=True)
         else:
             count = min(len(records), MAX_CAPTIONS)
             captions.train_tokenizer(
@@ -197,7 +198,7 @@ def training_stream(
     config: ConfigDict,
     workdir: epath.Path,
     records: Any,
-    tokenizer: captions.Tokenizer,
+    tokenizer: captions.Tokenizer | None,
     frozen: Params,
 ) -> batches.Batches:
     """Batches of what the task's loss takes."""

@@ -12,11 +12,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config = common.run_config()
     config.task = dict(name="clip")
     config.data = common.scenes()
-    config.tokenizer = dict(directory="", vocab_size=512, context_length=24)
+    config.tokenizer = dict(directory="", vocab_size=640, context_length=20)
     config.clip = dict(
         projection_dim=64,
-        text=dict(width=96, layers=2, num_heads=4, mlp_width=384),
-        vision=dict(width=128, layers=3, num_heads=4, mlp_width=512, patch_size=4),
+        text=dict(width=96, num_layers=2, num_heads=4, mlp_width=384),
+        vision=dict(width=128, num_layers=3, num_heads=4, mlp_width=512, patch_size=4),
     )
     config.batch_size = 128
     config.num_steps = 600

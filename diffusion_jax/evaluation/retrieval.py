@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+GROUP_SIZE = 64  # captions to choose from
+
 
 class Retrieval(NamedTuple):
     image_to_text: float  # share of images whose nearest caption is right
@@ -25,7 +27,7 @@ def retrieval_accuracy(
     text_embeddings: Float[Array | np.ndarray, "N E"],
     captions: Sequence[str] | Sequence[int] | Int[Array | np.ndarray, "N"],
     *,
-    group_size: int = 64,
+    group_size: int = GROUP_SIZE,
     is_true: Callable[[int, int], bool] | None = None,
 ) -> Retrieval:
     """Top-1 accuracy in both directions over groups of consecutive pairs.

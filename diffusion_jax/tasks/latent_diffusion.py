@@ -118,6 +118,6 @@ def latent_diffusion(
         values, metrics = losses.diffusion_loss(
             key_noise, network, *objective, x0, cond
         )
-        return values.mean(), metrics
+        return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
 
     return Task(init, loss)

@@ -210,6 +210,23 @@ def restore_newest(manager: ocp.CheckpointManager, target: PyTree) -> Restored |
     return None
 
 
+def read(
+    directory: epath.PathLike, target: PyTree, *, step: int | None = None
+) -> Restored:
+    """The checkpoint of `step`, or the newest; changes nothing, beside a training too."""
+    directory = epath.Path(directory).absolute()
+    if not directory.exists():
+        raise FileNotFoundError(f"there is no checkpoint in {directory}")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(directory, options=options) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise FileNotFoundError(f"there is no checkpoint in {directory}")
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"no step {step} in {directory}; one of {steps}")
+        return restore(manager, steps[-1] if step is None else step, target)
+
+
 def save_params(directory: epath.PathLike, params: Params) -> None:
     """Writes `directory/params.safetensors`, named by "/"-joined path."""
     metadata = {"fingerprint": json.dumps(fingerprint(params))}
