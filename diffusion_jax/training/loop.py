@@ -190,16 +190,16 @@ class Run:
         while len(self.unseen) > at_most:
             step, health, num_examples = self.unseen.popleft()
             loss, num_skipped, in_row = jax.device_get(health)
+            skipped = {"steps": int(num_skipped), "records": self.num_records_skipped}
+            self.progress.add(step, float(loss), skipped, num_examples)
             if in_row >= self.options.max_bad_steps:
                 self.progress.end()
                 raise NonFiniteError(
                     f"{self.options.name}: loss or gradient not finite in {in_row} "
                     f"steps in a row, the last of them step {step} (loss {loss}); "
-                    f"parameters are unchanged since step {step - in_row}, the newest "
-                    f"checkpoint is that of step {self.manager.latest_step()}"
+                    f"parameters are unchanged since step {step - in_row}; newest "
+                    f"checkpoint: step {self.manager.latest_step() or 'none'}"
                 )
-            skipped = {"steps": int(num_skipped), "records": self.num_records_skipped}
-            self.progress.add(step, float(loss), skipped, num_examples)
 
     def row(self) -> dict[str, np.float32 | int]:
         """The means over the interval that ends here, and the counts of the run."""

@@ -80,11 +80,15 @@ def test_batches_must_be_arrays_of_numbers():
 
 @pytest.fixture(scope="module")
 def on_eight(run_toy, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("eight")
-    done = run_toy(workdir, "--fsdp", 4, num_devices=8)
+    """Two runs on eight devices: one from step 0, one from step 20 of one device."""
+    fresh, resumed = (tmp_path_factory.mktemp(name) for name in ("fresh", "resumed"))
+    with pytest.raises(SystemExit):
+        toy.train(resumed, toy.Stream(toy.signal_at(20)))
+    done = run_toy(fresh, resumed, "--fsdp", 4, num_devices=8)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["8", "fsdp"]
-    return workdir
+    assert "compiling step 21" in done.stderr
+    return fresh, resumed
 
 
 def read(path):
@@ -93,30 +97,25 @@ def read(path):
 
 def test_eight_devices_give_the_losses_of_one(straight, on_eight):
     workdir, _ = straight
-    np.testing.assert_allclose(read(on_eight), read(workdir), rtol=2e-5)
+    for other in on_eight:
+        np.testing.assert_allclose(read(other), read(workdir), rtol=2e-5)
 
 
-def test_a_checkpoint_of_eight_devices_goes_on_with_one(straight, on_eight):
+def test_checkpoints_of_eight_devices_are_those_of_one(straight, on_eight):
     _, expected = straight
-    found, _ = toy.train(on_eight, toy.Stream(), num_steps=45)
-    assert int(found.step) == 45
-    with checkpoint.open_manager(on_eight / "checkpoints", keep=3) as manager:
-        single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=single), expected
-        )
-        restored = checkpoint.restore(manager, 40, target).state
-    for leaf, other in zip(
-        jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(leaf, other, rtol=2e-4, atol=1e-6)
+    single = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=single), expected
+    )
+    for workdir in on_eight:
+        with checkpoint.open_manager(workdir / "checkpoints", keep=3) as manager:
+            restored = checkpoint.restore(manager, 40, target).state
+        for leaf, other in zip(
+            jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_allclose(leaf, other, rtol=2e-4, atol=1e-6)
 
 
-def test_a_checkpoint_of_one_device_goes_on_with_eight(straight, run_toy, tmp_path):
-    workdir, _ = straight
-    with pytest.raises(SystemExit):
-        toy.train(tmp_path, toy.Stream(toy.signal_at(20)))
-    done = run_toy(tmp_path, "--fsdp", 8, num_devices=8)
-    assert done.returncode == 0, done.stderr
-    assert "compiling step 21" in done.stderr
-    np.testing.assert_allclose(read(tmp_path), read(workdir), rtol=2e-5)
+def test_a_run_of_eight_devices_goes_on_with_one(on_eight):
+    state, _ = toy.train(on_eight[0], toy.Stream(), num_steps=42)
+    assert int(state.step) == 42

@@ -95,7 +95,7 @@ def equal(tree, other):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("workdir")
+    parser.add_argument("workdirs", nargs="+")
     parser.add_argument("--kill-at", type=int, default=-1)
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--fsdp", type=int, default=0)
@@ -105,7 +105,8 @@ def main():
     mesh, rules = None, ()
     if args.fsdp:
         mesh, rules = sharding.make_mesh({"data": -1, "fsdp": args.fsdp}), FSDP
-    state, _ = train(args.workdir, Stream(on_batch), mesh=mesh, rules=rules)
+    for workdir in args.workdirs:
+        state, _ = train(workdir, Stream(on_batch), mesh=mesh, rules=rules)
     if args.fsdp:
         kernel = state.opt_state.inner_state[1][0].mu["dense"]["kernel"]
         print(jax.device_count(), *kernel.sharding.spec)
