@@ -21,6 +21,9 @@ from diffusion_jax.diffusion.denoiser import from_network
 from diffusion_jax.diffusion.samplers import SAMPLERS, integrate
 from diffusion_jax.types import Conditioning
 
+# Old code in diffusers, where it meets a new NumPy.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
+
 STABLE_DIFFUSION = dict(
     beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
 )
@@ -44,16 +47,26 @@ def torch_toy(x, time):
     return torch.tanh(1.3 * x + 0.4 * torch.sin(time.to(torch.float32) / 100))
 
 
-@functools.partial(jax.jit, static_argnames=("name", "prediction", "schedule"))
-def ours(name, prediction, schedule, ts, **options):
-    p = parameterization.PARAMETERIZATIONS[PREDICTIONS[prediction]]()
+def denoise_as(p):
     conditional = from_network(toy, p)
+    return lambda x, level: conditional(x, level, Conditioning())
+
+
+@functools.partial(jax.jit, static_argnames=("name", "schedule"))
+def sample(name, schedule, prediction, ts, options):
+    """`prediction` is an index, so that one compiled program serves them all."""
+    makers = [parameterization.PARAMETERIZATIONS[p] for p in PREDICTIONS.values()]
+    denoisers = [denoise_as(make()) for make in makers]
 
     def denoise(x, level):
-        return conditional(x, level, Conditioning())
+        return jax.lax.switch(prediction, denoisers, x, level)
 
     x = jnp.asarray(NOISE)
     return SAMPLERS[name](KEY, denoise, schedule, x, ts, **options)[0]
+
+
+def ours(name, prediction, schedule, ts, **options):
+    return sample(name, schedule, list(PREDICTIONS).index(prediction), ts, options)
 
 
 def theirs(scheduler, steps, start=1.0, noises=None):
