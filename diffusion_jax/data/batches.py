@@ -16,12 +16,15 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
-from diffusion_jax.data import captions, images, records
+from diffusion_jax.data import images, records
 
 Row = dict[str, Any]  # of numpy arrays and numbers
 Example = Callable[[Any, np.random.Generator], Row]
 """Makes the arrays of one record; raises `records.BadRecord` if it cannot."""
+
+Tokenizer = Callable[[Sequence[str]], Int[np.ndarray, "N L"]]
 
 MAX_SKIPS = 1000  # bad records in a row
 NUM_THREADS, NUM_AHEAD = 2, 8  # that read ahead, and how many batches

@@ -63,7 +63,7 @@ def _at_work_size(image: Float[np.ndarray, "H W 3"]) -> Float[np.ndarray, "h w 3
         )
     times = size // WORK_SIZE
     blocks = image.reshape(WORK_SIZE, times, WORK_SIZE, times, 3)
-    return (np.clip(blocks.mean((1, 3)), -1, 1) + 1) / 2
+    return (np.clip(blocks.mean((1, 3)), -1, 1).astype(np.float32) + 1) / 2
 
 
 _X, _Y = np.broadcast_arrays(*scenes.pixel_centres(WORK_SIZE))
@@ -82,7 +82,7 @@ def _background(image: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]
         distance = np.linalg.norm(pixels - estimate, axis=-1)
         is_close = distance < CONTRAST / 2
         is_used = is_close if is_close.sum() > WORK_SIZE else _IS_BORDER
-    return estimate.reshape(image.shape)
+    return estimate.reshape(image.shape).astype(np.float32)
 
 
 def _parts(

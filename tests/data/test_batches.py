@@ -108,17 +108,6 @@ def test_the_state_moves_between_numbers_of_hosts():
     assert_same(take(alone, 2), take(stream(), 5)[3:])
 
 
-def test_worker_processes_change_nothing():
-    whole = take(stream(), 7)
-    workers = stream(num_workers=2)
-    assert_same(take(workers, 3), whole[:3])
-    state = workers.get_state()
-    workers.close()
-    threads = stream()
-    threads.set_state(state)
-    assert_same(take(threads, 4), whole[3:])
-
-
 def test_one_epoch_in_order_ends_and_loses_nothing():
     options = {"shuffle": False, "num_epochs": 1}
     parts = list(stream(drop_remainder=False, **options))
