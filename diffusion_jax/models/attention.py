@@ -1,7 +1,8 @@
 """Attention: softmax(q k^T / sqrt(d)) v, and the layers of the U-Net built on it.
 
 Vaswani et al. (2017, arXiv:1706.03762, eq. 1). `attend` is the only place that chooses
-an implementation; `reference_attention` is the equation written down.
+an implementation: cuDNN's flash attention (arXiv:2205.14135) on a GPU where it applies,
+else blocks of queries. `reference_attention` is the equation written down.
 """
 
 from __future__ import annotations
@@ -11,28 +12,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_jax.models import layers
+from diffusion_jax.models import convolution, layers
 from diffusion_jax.types import Conditioning
 
 HIDDEN = -1e30  # finite, so that a row without any key averages instead of being nan
-
-
-def visible(
-    num_queries: int,
-    num_keys: int,
-    mask: Bool[Array, "B K"] | None,
-    causal: bool,
-) -> Bool[Array, "b 1 q k"] | None:
-    """Which query sees which key, broadcastable to [B N Q K]; None if all do."""
-    seen = None
-    if causal:
-        seen = jnp.tril(jnp.ones((1, 1, num_queries, num_keys), bool))
-    if mask is not None:
-        mask = mask[:, None, None, :]
-        seen = mask if seen is None else seen & mask
-    return seen
+MAX_SCORES = {"cpu": 2**22, "gpu": 2**28}  # 16 MB stay in a cache; 1 GB
 
 
 def reference_attention(
@@ -45,10 +31,7 @@ def reference_attention(
 ) -> Float[Array, "B Q N D"]:
     """The equation, in float32, with every score in memory."""
     scores = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
-    seen = visible(q.shape[1], k.shape[1], mask, causal)
-    if seen is not None:
-        scores = jnp.where(seen, scores, HIDDEN)
+    scores = hide(scores * q.shape[-1] ** -0.5, mask, causal)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bnqk,bknd->bqnd", weights, v)
 
@@ -61,8 +44,97 @@ def attend(
     mask: Bool[Array, "B K"] | None = None,
     causal: bool = False,
 ) -> Float[Array, "B Q N D"]:
-    """Attention; `mask` says which keys exist, `causal` hides later ones."""
-    return reference_attention(q, k, v, mask=mask, causal=causal)
+    """Attention; `mask` says which keys exist, `causal` hides later ones.
+
+    A query that sees no key gets the mean of all values.
+    """
+    target = convolution.platform()
+    if target == "gpu" and fits_cudnn(q, mask):
+        return jax.nn.dot_product_attention(
+            q, k, v, is_causal=causal, implementation="cudnn"
+        )
+    max_scores = MAX_SCORES.get(target, MAX_SCORES["gpu"])
+    return blocked_attention(q, k, v, mask=mask, causal=causal, max_scores=max_scores)
+
+
+def fits_cudnn(q: Float[Array, "B Q N D"], mask: Bool[Array, "B K"] | None) -> bool:
+    """Whether cuDNN's flash attention takes these heads, in training too."""
+    is_half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return is_half and mask is None and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+
+
+def blocked_attention(
+    q: Float[Array, "B Q N D"],
+    k: Float[Array, "B K N D"],
+    v: Float[Array, "B K N D"],
+    *,
+    mask: Bool[Array, "B K"] | None = None,
+    causal: bool = False,
+    max_scores: int,
+) -> Float[Array, "B Q N D"]:
+    """Attention for a block of queries at a time, of at most `max_scores` scores.
+
+    The gradient computes the scores of a block again, so that they never all exist.
+    """
+    batch, num_queries, num_heads, width = q.shape
+    rows = max(1, max_scores // (batch * num_heads * k.shape[1]))
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    if rows >= num_queries:
+        return attend_at_once(q, k, v, mask, causal, 0).swapaxes(1, 2)
+
+    num_blocks = -(-num_queries // rows)
+    rows = -(-num_queries // num_blocks)
+    padding = num_blocks * rows - num_queries
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, padding), (0, 0)))
+    q = jnp.moveaxis(q.reshape(batch, num_heads, num_blocks, rows, width), 2, 0)
+
+    @jax.checkpoint
+    def attend_block(block: Array, first: Array) -> Array:
+        return attend_at_once(block, k, v, mask, causal, first)
+
+    starts = jnp.arange(num_blocks) * rows
+    y = jax.lax.map(lambda block: attend_block(*block), (q, starts))
+    y = jnp.moveaxis(y, 0, 2).reshape(batch, num_heads, -1, width)
+    return y[:, :, :num_queries].swapaxes(1, 2)
+
+
+def attend_at_once(
+    q: Float[Array, "B N Q D"],
+    k: Float[Array, "B N K D"],
+    v: Float[Array, "B N K D"],
+    mask: Bool[Array, "B K"] | None,
+    causal: bool,
+    first: int | Int[Array, ""],
+) -> Float[Array, "B N Q D"]:
+    """Attention of the queries from `first` on; divided by the row sums last."""
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    scores = jnp.einsum("bnqd,bnkd->bnqk", q, k, preferred_element_type=jnp.float32)
+    scores = hide(scores, mask, causal, first)
+    highest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - highest)
+    y = jnp.einsum(
+        "bnqk,bnkd->bnqd",
+        weights.astype(v.dtype),
+        v,
+        preferred_element_type=jnp.float32,
+    )
+    return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+
+def hide(
+    scores: Float[Array, "B N Q K"],
+    mask: Bool[Array, "B K"] | None,
+    causal: bool,
+    first: int | Int[Array, ""] = 0,
+) -> Float[Array, "B N Q K"]:
+    """Scores, but `HIDDEN` where a key does not exist or comes after the query."""
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None, :], scores, HIDDEN)
+    if causal:
+        queries = first + jnp.arange(scores.shape[2])
+        seen = queries[:, None] >= jnp.arange(scores.shape[3])
+        scores = jnp.where(seen, scores, HIDDEN)
+    return scores
 
 
 def split_heads(x: Float[Array, "B L E"], num_heads: int) -> Float[Array, "B L N D"]:
@@ -120,7 +192,7 @@ class FeedForward(nn.Module):
             name="net.0.proj",
         )(x)
         hidden, gate = jnp.split(x, 2, axis=-1)
-        x = hidden * layers.ACTIVATIONS["gelu"](gate)
+        x = hidden * layers.gelu(gate)
         return nn.Dense(
             width, kernel_init=layers.fan_in_init, dtype=self.dtype, name="net.2"
         )(x)

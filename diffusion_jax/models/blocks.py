@@ -14,18 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.models import layers
+from diffusion_jax.models import convolution, layers
 from diffusion_jax.types import Conditioning
 
 TimeModulation = Literal["add", "scale_shift"]
-
-
-def repeat_nearest(x: Float[Array, "B H W C"]) -> Float[Array, "B P Q C"]:
-    """Every pixel as a 2x2 square."""
-    batch, height, width, channels = x.shape
-    square = (batch, height, 2, width, 2, channels)
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], square)
-    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B P Q C"]:
@@ -63,7 +55,11 @@ class ResnetBlock(nn.Module):
                 self.norm_groups, self.norm_eps, self.dtype, name=name
             )(y)
 
-        move = {"none": lambda y: y, "up": repeat_nearest, "down": average_pool}
+        move = {
+            "none": lambda y: y,
+            "up": convolution.repeat_pixels,
+            "down": average_pool,
+        }
         h = move[self.resample](jax.nn.silu(norm("norm1", x)))
         x = move[self.resample](x)
         h = layers.Conv(self.channels, dtype=self.dtype, name="conv1")(h)
@@ -123,8 +119,8 @@ class Upsample(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W C"], emb: Array | None, *, train: bool = False
     ) -> Float[Array, "B P Q C"]:
-        conv = layers.Conv(x.shape[-1], dtype=self.dtype, name="conv")
-        return conv(repeat_nearest(x))
+        conv = layers.Conv(x.shape[-1], repeats=True, dtype=self.dtype, name="conv")
+        return conv(x)
 
 
 class DownBlock(nn.Module):

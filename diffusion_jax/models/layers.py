@@ -7,7 +7,6 @@ Epsilons are torch's, not Flax's: 1e-5 unless the published model says otherwise
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +15,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.models import convolution
+
 fan_in_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the published networks started from."""
 
 zero_init = nn.initializers.zeros_init()
 """Last layer of a residual branch: the branch starts as zero (arXiv:2105.05233)."""
+
+
+def gelu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
+    """x * Phi(x), exactly; by erf, which XLA computes in half the time of erfc."""
+    exact = x.astype(jnp.float32)
+    return (0.5 * exact * (1 + jax.lax.erf(exact * 0.5**0.5))).astype(x.dtype)
 
 
 def quick_gelu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
@@ -29,7 +36,7 @@ def quick_gelu(x: Float[Array, "*d"]) -> Float[Array, "*d"]:
 
 
 ACTIVATIONS: dict[str, Callable] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "quick_gelu": quick_gelu,
 }
 
@@ -89,6 +96,7 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     padding: tuple[int, int] | None = None  # None: kernel_size // 2 on both sides
+    repeats: bool = False  # every pixel becomes a 2x2 square first
     use_bias: bool = True
     kernel_init: Callable = fan_in_init
     dtype: Any = "float32"
@@ -100,36 +108,16 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         half = size // 2
         padding = (half, half) if self.padding is None else self.padding
-        x, kernel = jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype)
-        y = convolve(x, kernel, self.stride, padding)
+        x = jnp.asarray(x, self.dtype)
+        if self.repeats:
+            y = convolution.repeat_and_convolve(x, jnp.asarray(kernel))
+        else:
+            kernel = jnp.asarray(kernel, self.dtype)
+            y = convolution.convolve(x, kernel, self.stride, padding)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y = y + jnp.asarray(bias, self.dtype)
         return y
-
-
-def convolve(
-    x: Float[Array, "B H W C"],
-    kernel: Float[Array, "N M C O"],
-    stride: int,
-    padding: tuple[int, int],
-) -> Float[Array, "B P Q O"]:
-    """A convolution; a matrix product where it is one (1x1, or patches)."""
-    size = kernel.shape[0]
-    if padding == (0, 0) and stride == size:
-        batch, height, width, channels = x.shape
-        rows, columns = height // size, width // size
-        x = x[:, : rows * size, : columns * size]
-        x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
-        x = x.reshape(batch, rows, columns, size * size * channels)
-        return x @ kernel.reshape(-1, kernel.shape[-1])
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        (padding, padding),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 class MLPEmbedding(nn.Module):
