@@ -140,16 +140,17 @@ class Batches(Iterator):
                     _log.warning("skipped %s", self._explain(at % num_records))
 
     def get_state(self) -> dict[str, int]:
-        """Where the stream is; JSON-serialisable, the same on every host."""
+        """Where the stream is, for JSON; only `num_skipped` differs between hosts."""
         counts = {"position": self._position, "num_skipped": self.num_skipped}
         return {**self._identity, **counts}
 
     def set_state(self, state: Mapping[str, int]) -> None:
         """Goes on where `state` was taken, from the same data and seed only."""
         for name, value in self._identity.items():
-            if state[name] != value:
+            if state.get(name) != value:
                 raise ValueError(
-                    f"the saved data stream has {name} {state[name]}, this one {value}"
+                    f"the saved data stream has {name} {state.get(name)}, this one"
+                    f" has {value}"
                 )
         self.close()
         self._position = state["position"]
@@ -163,13 +164,15 @@ class Batches(Iterator):
 
 
 def _explain(at: int, *, source, example) -> str:
+    """What is wrong with a record, found out by reading it again."""
+    name = ""
     try:
         record = source[at]
-        name = getattr(record, "name", "")
+        name = f" ({record.name})" if hasattr(record, "name") else ""
         example(record, np.random.default_rng(0))
     except records.BadRecord as error:
-        return f"record {at} ({name}): {error}"
-    return f"record {at}"
+        return f"record {at}{name}: {error}"
+    return f"record {at}{name}"
 
 
 def make_batches(
@@ -217,7 +220,7 @@ def make_batches(
             drop_remainder=drop_remainder,
             num_workers=num_workers,
         ),
-        identity={"num_records": num_records, "seed": seed},
+        identity={"num_records": num_records, "seed": seed, "shuffle": shuffle},
         step=batch_size,
     )
 

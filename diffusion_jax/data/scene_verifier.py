@@ -30,7 +30,7 @@ MAX_COLOUR_DISTANCE = 0.35
 SIZE_SLACK = 1.25  # how far a radius may be from that of its size word, as a factor
 REACH = 2.5  # pixels around an object that its rendering has to explain as well
 UNKNOWN = "?"
-NEAR = (scenes.NEAR + scenes.FAR) / 2  # offsets from the middle that count as in it
+NEAR = scenes.CELL / 2  # offsets from the middle that count as in it
 
 
 class Found(NamedTuple):

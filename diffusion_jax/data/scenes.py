@@ -61,8 +61,8 @@ HELD_OUT = frozenset(
 
 MARGIN = 1.5  # least distance to the border
 GAP = 2.0  # least distance between two objects
-DOMINANCE = 1.6  # offset along a relation's axis over the offset across it
-FAR, NEAR = 4.5, 1.5  # offsets from the middle of the image that count as off and in it
+CELL = 7.5  # from the middle of the image to that of a cell of POSITIONS
+JITTER = 1.0  # greatest offset from there, in x and in y
 RADIUS_JITTER = 0.04  # relative
 COLOUR_JITTER = 0.035  # per channel, absolute
 MAX_ANGLE = 0.12  # radians
@@ -205,7 +205,7 @@ def _sample_background(rng: np.random.Generator) -> Background:
     grey = _uniform(rng, 0.42, 0.58)
     rgb = tuple((grey + rng.uniform(-0.05, 0.05, 3)).tolist())
     ramp = _uniform(rng, 0.0, 0.16) * (rng.random() < 0.5)
-    wave = _uniform(rng, 0.01, 0.03) * (rng.random() < 0.4)
+    wave = _uniform(rng, 0.01, 0.03) * (rng.random() < 0.2)
     toward, along = (2 * np.pi * rng.random(2)).tolist()
     frequency = _uniform(rng, 2.0, 6.0)
     return Background(
@@ -224,22 +224,12 @@ def _free_ranges(thing: Object) -> tuple[tuple[float, float], tuple[float, float
     return (margin + left, 1 - margin - right), (margin + top, 1 - margin - bottom)
 
 
-_BANDS = {
-    -1: (0.0, 0.5 - FAR / 32),
-    0: (0.5 - NEAR / 32, 0.5 + NEAR / 32),
-    1: (0.5 + FAR / 32, 1.0),
-}
-
-
-def _place_one(rng: np.random.Generator, thing: Object, position: str | None) -> Object:
+def _place_one(rng: np.random.Generator, thing: Object, position: str) -> Object:
+    """Near the middle of the cell that `position` names."""
     place = []
-    for (low, high), cell in zip(
-        _free_ranges(thing), POSITIONS.get(position, (None, None))
-    ):
-        if cell is not None:
-            bounds = _BANDS[cell]
-            low, high = max(low, bounds[0]), min(high, bounds[1])
-        place.append(_uniform(rng, low, high))
+    for free, cell in zip(_free_ranges(thing), POSITIONS[position]):
+        middle = 0.5 + (cell * CELL + _uniform(rng, -JITTER, JITTER)) / 32
+        place.append(float(np.clip(middle, *free)))
     return thing._replace(x=place[0], y=place[1])
 
 
@@ -254,12 +244,10 @@ def _place_two(
     distance += GAP / 32
     ranges = [_free_ranges(thing) for thing in things]
     (low1, high1), (low2, high2) = ranges[0][axis], ranges[1][axis]
-    along1 = _uniform(rng, low1, min(high1, high2 - distance))
-    along2 = _uniform(rng, max(low2, along1 + distance), high2)
-    across1 = _uniform(rng, *ranges[0][1 - axis])
-    slack = (along2 - along1) / DOMINANCE
-    low, high = ranges[1][1 - axis]
-    across2 = _uniform(rng, max(low, across1 - slack), min(high, across1 + slack))
+    offsets = rng.uniform(-JITTER, JITTER, 4)
+    along1, along2, across1, across2 = (0.5 + offsets / 32).tolist()
+    along1 = float(np.clip(along1 - CELL / 32, low1, min(high1, high2 - distance)))
+    along2 = float(np.clip(along2 + CELL / 32, max(low2, along1 + distance), high2))
     if axis == 0:
         return first._replace(x=along1, y=across1), second._replace(x=along2, y=across2)
     return first._replace(x=across1, y=along1), second._replace(x=across2, y=along2)
@@ -276,8 +264,10 @@ def sample(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
     first = _sample_object(rng, _choose(rng, first_pairs))
     background = _sample_background(rng)
     if rng.random() < 0.5:
-        position = _choose(rng, tuple(POSITIONS)) if rng.random() < 0.5 else None
-        return Scene((_place_one(rng, first, position),), background, position, None)
+        position = _choose(rng, tuple(POSITIONS))
+        things = (_place_one(rng, first, position),)
+        named = position if rng.random() < 0.5 else None
+        return Scene(things, background, named, None)
     second = first
     while second[:3] == first[:3]:
         second = _sample_object(rng, _choose(rng, pairs))

@@ -38,13 +38,13 @@ def scenes(
         )
 
     builder = make_builder()
-    if not builder.is_prepared():
+    if not builder.info.splits:
         try:
             _prepare(builder)
         except OSError:
             # Another process was faster: its directory is in the way of ours.
             builder = make_builder()
-            if not builder.is_prepared():
+            if not builder.info.splits:
                 raise
     return _from_builder(builder, split, "image", ("caption",), None)
 
@@ -71,7 +71,7 @@ def tfds(
         builder = tensorflow_datasets.builder(name, data_dir=data_dir and str(data_dir))
     except tensorflow_datasets.core.DatasetNotFoundError as error:
         raise ValueError(f"no TFDS data set {name!r}: {error}") from error
-    if not builder.is_prepared():
+    if not builder.info.splits:
         if not download:
             raise FileNotFoundError(
                 f"{name} is not prepared in {builder.data_dir}; download=True does it"

@@ -84,6 +84,10 @@ def test_a_state_of_other_data_or_seed_is_refused():
         stream(numbered(38)).set_state(state)
     with pytest.raises(ValueError, match="seed 0"):
         stream(seed=1).set_state(state)
+    with pytest.raises(ValueError, match="shuffle True"):
+        stream(shuffle=False).set_state(state)
+    with pytest.raises(ValueError, match="num_records None"):
+        stream().set_state({"position": 8})
 
 
 def test_hosts_partition_the_global_batch():
@@ -162,6 +166,22 @@ def test_the_count_of_bad_records_is_part_of_the_state():
     whole = stream(example=some_bad)
     take(whole, 10)
     assert second.num_skipped == whole.num_skipped > 0
+
+
+class Unreadable(list):
+    """A source that cannot read its second record."""
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise records.BadRecord("caption is not text")
+        return {"value": index}
+
+
+def test_a_record_that_the_source_cannot_read_is_skipped_too(caplog):
+    source = Unreadable(range(4))
+    batch = next(stream(source, batches.row_example, batch_size=4, shuffle=False))
+    np.testing.assert_array_equal(batch["value"], [0, 2, 2, 3])
+    assert "record 1: caption is not text" in caplog.text
 
 
 def all_bad(row, rng):

@@ -62,19 +62,17 @@ def test_the_offset_along_the_relation_dominates():
             first, second = scene.objects
             offset = np.array([second.x - first.x, second.y - first.y])
             axis = scenes.RELATIONS.index(scene.relation)
-            assert offset[axis] > scenes.DOMINANCE * abs(offset[1 - axis]) - 1e-9
+            assert offset[axis] > 2 * abs(offset[1 - axis])
 
 
 def test_a_named_position_fits():
+    """Within the jitter of its cell; the margin may push large objects in by a little."""
     for scene in draw(2000):
         if scene.position:
             (thing,) = scene.objects
             offsets = 32 * np.array([thing.x - 0.5, thing.y - 0.5])
             for offset, cell in zip(offsets, scenes.POSITIONS[scene.position]):
-                if cell == 0:
-                    assert abs(offset) <= scenes.NEAR
-                else:
-                    assert cell * offset >= scenes.FAR
+                assert abs(offset - scenes.CELL * cell) <= scenes.JITTER + 0.5
 
 
 def test_held_out_pairs_never_occur_in_training_and_always_in_the_test():
