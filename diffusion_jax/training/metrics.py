@@ -114,7 +114,8 @@ class Writer:
         if timing:
             self.timing.write(step, timing)
         for name, value in (numbers | dict(timing)).items():
-            self.board.add_scalar(name, float(value), step)
+            if np.isfinite(value):  # TensorBoard draws a gap
+                self.board.add_scalar(name, float(value), step)
         for name in values.keys() - numbers.keys():
             self.board.add_image(name, _pixels(values[name]), step, dataformats="HWC")
         if values:

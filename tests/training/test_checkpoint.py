@@ -1,5 +1,6 @@
 """What is read back is what was written, or an error says which part is not."""
 
+import gc
 import json
 import shutil
 
@@ -10,6 +11,17 @@ import pytest
 import toy
 
 from diffusion_jax.training import checkpoint
+
+# Orbax leaves coroutines behind when a restore fails; they complain when collected.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def collect_what_orbax_leaves():
+    yield
+    gc.collect()
 
 
 def tree(seed):

@@ -72,13 +72,18 @@ def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
     assert float(jnp.sqrt(second_moment.sum() / 0.001)) == pytest.approx(0.5, rel=1e-4)
 
 
-def test_muon_moves_a_convolution_along_an_orthogonal_matrix():
-    shape = (3, 3, 8, 16)
-    grads = {"kernel": jax.random.normal(jax.random.key(0), shape)}
+def muon_update(kernel):
     tx = optimizer.make_optimizer("muon", learning_rate=1.0, weight_decay=0.0)
+    grads = {"kernel": kernel}
     updates, _ = jax.jit(tx.update)(grads, tx.init(grads), grads)
-    matrix = updates["kernel"].reshape(-1, 16)
-    singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * np.sqrt(72))
+    return updates["kernel"]
+
+
+def test_muon_moves_a_convolution_along_an_orthogonal_matrix():
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 16))
+    update = muon_update(kernel).reshape(72, 16)
+    np.testing.assert_allclose(update, muon_update(kernel.reshape(72, 16)), atol=1e-5)
+    singular = np.linalg.svd(update, compute_uv=False) / (0.2 * np.sqrt(72))
     assert singular.min() > 0.5
     assert singular.max() < 1.3  # of the quintic Newton-Schulz iteration
 

@@ -24,6 +24,10 @@ def test_a_table_cut_and_continued_equals_the_uninterrupted_one(tmp_path):
     for cut in (0, 10, 20, 30):
         path = tmp_path / f"{cut}.csv"
         write(path, rows)
+        write(tmp_path / "early.csv", [row for row in rows if row[0] <= cut])
+        metrics.Table(path, cut)
+        if cut:
+            assert path.read_bytes() == (tmp_path / "early.csv").read_bytes()
         write(path, [row for row in rows if row[0] > cut], resume_step=cut)
         assert path.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 

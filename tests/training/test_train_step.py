@@ -125,6 +125,17 @@ def test_a_bad_gradient_of_a_good_loss_is_skipped():
     assert toy.equal(after.params, state.params)
 
 
+def test_a_new_state_shares_no_memory():
+    params, _ = toy.init(KEY)
+    state = init_state(toy.adamw(), params)
+    for leaf in jax.tree.leaves(state.params):
+        leaf.delete()
+    assert toy.equal(params, state.ema_params)
+    for leaf in jax.tree.leaves(state.ema_params):
+        leaf.delete()
+    assert toy.equal(params, toy.init(KEY)[0])
+
+
 def test_each_step_has_its_own_key():
     seen = []
 
