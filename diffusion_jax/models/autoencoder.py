@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.models import attention, blocks, layers
+from diffusion_jax.models import attention, blocks, convolution, layers
 from diffusion_jax.types import Conditioning
 
 NORM_EPS = 1e-6  # everywhere in the autoencoder; the U-Net's resnets use 1e-5
@@ -146,12 +146,7 @@ class AutoencoderKL(nn.Module):
         self, x: Float[Array, "B H W C"]
     ) -> tuple[Float[Array, "B h w Z"], Float[Array, "B h w Z"]]:
         """Mean and log variance of q(z | x), float32."""
-        factor = 2 ** (len(self.channels) - 1)
-        height, width = x.shape[1:3]
-        if height % factor or width % factor:
-            raise ValueError(
-                f"height {height}, width {width}: not multiples of {factor}"
-            )
+        convolution.check_halves(x, len(self.channels) - 1)
         moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)

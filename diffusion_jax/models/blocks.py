@@ -7,7 +7,7 @@ conv, time, norm, SiLU, dropout, conv. Module names are those of the published w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,8 +16,6 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.models import convolution, layers
 from diffusion_jax.types import Conditioning
-
-TimeModulation = Literal["add", "scale_shift"]
 
 
 def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B P Q C"]:
@@ -37,8 +35,8 @@ class ResnetBlock(nn.Module):
     channels: int
     norm_groups: int
     norm_eps: float = 1e-5
-    time_modulation: TimeModulation = "add"
-    resample: Literal["none", "up", "down"] = "none"
+    time_modulation: str = "add"  # or "scale_shift"
+    resample: str = "none"  # or "up", "down"
     dropout: float = 0.0
     dtype: Any = "float32"
 

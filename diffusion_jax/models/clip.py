@@ -8,7 +8,7 @@ smaller by sqrt(2 * num_layers), and the learned temperature at 0.07 (section 2.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ class Layer(nn.Module):
     num_layers: int  # of the whole transformer, for the initialisation
     num_heads: int
     mlp_width: int
-    activation: Literal["quick_gelu", "gelu"]
+    activation: str
     causal: bool
     dtype: Any = "float32"
 
@@ -85,7 +85,7 @@ class Perceptron(nn.Module):
 
     num_layers: int
     hidden_width: int
-    activation: Literal["quick_gelu", "gelu"]
+    activation: str
     dtype: Any = "float32"
 
     @nn.compact
@@ -116,7 +116,7 @@ class Transformer(nn.Module):
     num_layers: int
     num_heads: int
     mlp_width: int
-    activation: Literal["quick_gelu", "gelu"]
+    activation: str
     causal: bool
     dtype: Any = "float32"
 
@@ -183,7 +183,7 @@ class CLIPText(nn.Module):
     num_layers: int = 12
     num_heads: int = 12
     mlp_width: int = 3072
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: str = "quick_gelu"
     eos_id: int = 49407
     skip_layers: int = 0
     norm_hidden: bool = True
@@ -193,6 +193,10 @@ class CLIPText(nn.Module):
     def __call__(
         self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L E"], Float[Array, "B E"]]:
+        if not 0 <= self.skip_layers <= self.num_layers:
+            raise ValueError(
+                f"skip_layers={self.skip_layers} of {self.num_layers} layers"
+            )
         embed = TextEmbeddings(
             self.vocab_size,
             self.context_length,
@@ -229,9 +233,9 @@ class VisionEmbeddings(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B L E"]:
-        size = self.image_size
-        if images.shape[1:3] != (size, size):
-            raise ValueError(f"images are {images.shape[1:3]}, the model's {size}")
+        height, width, size = *images.shape[1:3], self.image_size
+        if (height, width) != (size, size):
+            raise ValueError(f"images are {height}x{width}, the model's {size}x{size}")
         std = self.width**-0.5
         patches = layers.Conv(
             self.width,
@@ -267,7 +271,7 @@ class CLIPVision(nn.Module):
     num_layers: int = 24
     num_heads: int = 16
     mlp_width: int = 4096
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: str = "quick_gelu"
     dtype: Any = "float32"
 
     @nn.compact

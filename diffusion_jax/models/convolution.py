@@ -111,3 +111,10 @@ def halves(kernel: Array, axis: int) -> tuple[Array, Array]:
         jnp.concatenate([before, here + after], axis),
         jnp.concatenate([before + here, after], axis),
     )
+
+
+def check_halves(x: Float[Array, "B H W C"], times: int) -> None:
+    """Raises unless both sides can be halved so many times."""
+    height, width = x.shape[1:3]
+    if height % 2**times or width % 2**times:
+        raise ValueError(f"height {height}, width {width}: not multiples of {2**times}")

@@ -13,18 +13,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.models import attention, blocks, layers
+from diffusion_jax.models import attention, blocks, convolution, layers
 from diffusion_jax.types import Conditioning
 
-Attention = Literal["none", "added_kv", "transformer"]
-VectorRoute = Literal["none", "identity", "add_embedding", "class_embedding", "table"]
+ATTENTIONS = ("none", "added_kv", "transformer")
+CHOICES = {
+    "attention": ATTENTIONS,
+    "mid_attention": ATTENTIONS,
+    "resample": ("conv", "resnet"),
+    "time_modulation": ("add", "scale_shift"),
+    "vector": ("none", "identity", "add_embedding", "class_embedding", "table"),
+}
 
 
 class UNet(nn.Module):
@@ -38,14 +44,14 @@ class UNet(nn.Module):
 
     channels: Sequence[int] = (320, 640, 1280, 1280)
     blocks_per_level: int | Sequence[int] = 2  # going down; one more going up
-    attention: Sequence[Attention] = ("transformer",) * 3 + ("none",)
-    mid_attention: Attention = "transformer"
+    attention: Sequence[str] = ("transformer",) * 3 + ("none",)
+    mid_attention: str = "transformer"
     num_heads: int | Sequence[int] = 8
     transformer_depth: int | Sequence[int] = 1
     linear_projection: bool = False
-    resample: Literal["conv", "resnet"] = "conv"
-    time_modulation: Literal["add", "scale_shift"] = "add"
-    vector: VectorRoute = "none"
+    resample: str = "conv"
+    time_modulation: str = "add"
+    vector: str = "none"
     out_channels: int = 4
     norm_groups: int = 32
     dropout: float = 0.0
@@ -61,7 +67,8 @@ class UNet(nn.Module):
         train: bool = False,
     ) -> Float[Array, "B H W O"]:
         num_levels = len(self.channels)
-        check_resolution(x.shape[1], x.shape[2], 2 ** (num_levels - 1))
+        self._check_fields()
+        convolution.check_halves(x, num_levels - 1)
         if cond.image is not None:
             x = jnp.concatenate([x, cond.image.astype(x.dtype)], axis=-1)
         emb = self._time_embedding(time, cond)
@@ -73,7 +80,7 @@ class UNet(nn.Module):
             block = blocks.DownBlock(
                 self._at("blocks_per_level", level),
                 self._resnet(level),
-                self._attend(self.attention[level], level),
+                self._attend(self._at("attention", level), level),
                 None if is_last else self._resample(level, "down"),
                 name=f"down_blocks.{level}",
             )
@@ -90,7 +97,7 @@ class UNet(nn.Module):
             block = blocks.UpBlock(
                 num_blocks,
                 self._resnet(level),
-                self._attend(self.attention[level], level),
+                self._attend(self._at("attention", level), level),
                 None if level == 0 else self._resample(level, "up"),
                 name=f"up_blocks.{i}",
             )
@@ -108,8 +115,15 @@ class UNet(nn.Module):
         )(jax.nn.silu(norm(h)))
         return h.astype(jnp.float32)
 
+    def _check_fields(self) -> None:
+        for field, choices in CHOICES.items():
+            value = getattr(self, field)
+            for choice in [value] if isinstance(value, str) else value:
+                if choice not in choices:
+                    raise ValueError(f"unknown {field} {choice!r}; one of {choices}")
+
     def _at(self, field: str, level: int) -> Any:
-        value = self.__dict__[field]
+        value = getattr(self, field)
         if not isinstance(value, Sequence):
             return value
         if len(value) != len(self.channels):
@@ -132,7 +146,7 @@ class UNet(nn.Module):
         kind = {"down": blocks.Downsample, "up": blocks.Upsample}[way]
         return functools.partial(kind, dtype=self.dtype)
 
-    def _attend(self, kind: Attention, level: int) -> Callable[..., nn.Module] | None:
+    def _attend(self, kind: str, level: int) -> Callable[..., nn.Module] | None:
         options = dict(
             num_heads=self._at("num_heads", level),
             norm_groups=self.norm_groups,
@@ -142,15 +156,12 @@ class UNet(nn.Module):
             return None
         if kind == "added_kv":
             return functools.partial(attention.AddedKVAttention, **options)
-        if kind == "transformer":
-            return functools.partial(
-                attention.SpatialTransformer,
-                depth=self._at("transformer_depth", level),
-                linear_projection=self.linear_projection,
-                **options,
-            )
-        choices = ("none", "added_kv", "transformer")
-        raise ValueError(f"unknown attention {kind!r}; one of {choices}")
+        return functools.partial(
+            attention.SpatialTransformer,
+            depth=self._at("transformer_depth", level),
+            linear_projection=self.linear_projection,
+            **options,
+        )
 
     def _time_embedding(self, time: Array, cond: Conditioning) -> Array:
         width = 4 * self.channels[0]
@@ -169,9 +180,3 @@ class UNet(nn.Module):
             table = nn.Embed(cond.vector.shape[-1], width, name="class_embedding")
             return emb + (cond.vector @ table.embedding).astype(emb.dtype)
         return emb + embed(name=self.vector)(cond.vector)
-
-
-def check_resolution(height: int, width: int, factor: int) -> None:
-    """Raises unless both sides can be halved down to the lowest level."""
-    if height % factor or width % factor:
-        raise ValueError(f"height {height}, width {width}: not multiples of {factor}")

@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from diffusion_jax.models.autoencoder import AutoencoderKL  # noqa: E402
-from diffusion_jax.weights.convert import load_torch  # noqa: E402
+from diffusion_jax.models.autoencoder import AutoencoderKL
+from diffusion_jax.weights.convert import load_torch
 
 
 def test_autoencoder_agrees_with_diffusers():

@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from diffusion_jax.models.clip import CLIP, CLIPText, CLIPVision  # noqa: E402
-from diffusion_jax.weights.convert import load_torch  # noqa: E402
+from diffusion_jax.models.clip import CLIP, CLIPText, CLIPVision
+from diffusion_jax.weights.convert import load_torch
 
 EOS = 90
 TEXT = dict(vocab_size=91, width=32, num_layers=3, num_heads=4, mlp_width=64)

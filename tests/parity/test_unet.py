@@ -8,9 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from diffusion_jax.models.unet import UNet  # noqa: E402
-from diffusion_jax.types import Conditioning  # noqa: E402
-from diffusion_jax.weights.convert import load_torch, save_torch  # noqa: E402
+from diffusion_jax.models.unet import UNet
+from diffusion_jax.types import Conditioning
+from diffusion_jax.weights.convert import load_torch, save_torch
 
 TRANSFORMER_DOWN = ("CrossAttnDownBlock2D", "DownBlock2D")
 TRANSFORMER_UP = ("UpBlock2D", "CrossAttnUpBlock2D")
