@@ -33,6 +33,22 @@ def run_config() -> ConfigDict:
     )
 
 
+def muon(learning_rate: float, weight_decay: float = 0.01) -> ConfigDict:
+    """Muon on matrices, AdamW on the rest: fewer steps than AdamW alone."""
+    return ConfigDict(
+        dict(
+            name="muon",
+            learning_rate=learning_rate,
+            schedule="cosine",
+            warmup_steps=40,
+            weight_decay=weight_decay,
+            b1=0.95,
+            b2=0.98,
+            clip_norm=1.0,
+        )
+    )
+
+
 def scenes(image_size: int = 32) -> ConfigDict:
     """The embedded captioned scenes."""
     return ConfigDict(

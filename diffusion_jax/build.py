@@ -33,6 +33,8 @@ from diffusion_jax.training import optimizer as optimizers
 from diffusion_jax.training.loop import LoopOptions
 from diffusion_jax.types import Params, Task
 
+Spec = Mapping[str, Any] | ConfigDict  # a name and options, or options alone
+
 
 class ConfigError(ValueError):
     """The config asks for something that does not exist or does not fit."""
@@ -49,7 +51,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f"{hint}One of {choices}"
 
 
-def check_options(kind: str, target: Callable, options: Mapping[str, Any]) -> None:
+def check_options(kind: str, target: Callable, options: Spec) -> None:
     """Raises unless `target` takes every one of the options by keyword."""
     parameters = inspect.signature(target).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -62,7 +64,7 @@ def check_options(kind: str, target: Callable, options: Mapping[str, Any]) -> No
             )
 
 
-def choose(kind: str, choices: Mapping[str, Callable], spec: Mapping) -> Callable:
+def choose(kind: str, choices: Mapping[str, Callable], spec: Spec) -> Callable:
     """The function that `spec["name"]` names, with the other entries as options."""
     options = dict(spec)
     name = options.pop("name", None)
@@ -72,7 +74,7 @@ def choose(kind: str, choices: Mapping[str, Callable], spec: Mapping) -> Callabl
     return functools.partial(choices[name], **options) if options else choices[name]
 
 
-def construct(kind: str, target: Callable, options: Mapping) -> Any:
+def construct(kind: str, target: Callable, options: Spec) -> Any:
     """`target(**options)`, with a clear error for a wrong option."""
     check_options(kind, target, options)
     return target(**options)
@@ -124,7 +126,7 @@ def latent_shape(config: ConfigDict) -> tuple[int, int, int]:
 # ---- mathematics ---------------------------------------------------------------------
 
 
-def schedule(spec: Mapping) -> schedules.Schedule:
+def schedule(spec: Spec) -> schedules.Schedule:
     options = dict(spec)
     if "wrapped" in options:
         options["wrapped"] = schedule(options["wrapped"])
@@ -168,6 +170,7 @@ def stable_diffusion(
         stage(config),
         autoencoder(config),
         latent_shape(config),
+        pooled=hears_pooled(config),
     )
 
 
@@ -274,3 +277,23 @@ def task(
     if name not in TASKS:
         raise ConfigError(f"unknown task {name!r}: {nearest(name, TASKS)}")
     return TASKS[name](config, tokenizer, frozen or {})
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a ConfigError for what can be known to be wrong before any work."""
+    name = config.task.name
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}: {nearest(name, TASKS)}")
+    optimizer(config)
+    loop_options(config)
+    source_name = config.data.source.name
+    if source_name not in sources.SOURCES:
+        choices = nearest(source_name, sources.SOURCES)
+        raise ConfigError(f"unknown source {source_name!r}: {choices}")
+    if "clip" in config:
+        check_options("clip.text", CLIPText, config.clip.text)
+        check_options("clip.vision", CLIPVision, config.clip.vision)
+    if "vae" in config:
+        autoencoder(config)
+    if "unet" in config:
+        stage(config)

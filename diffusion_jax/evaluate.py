@@ -27,9 +27,6 @@ NUM_EXAMPLES = 1024
 NUM_SAMPLES = 128
 SAMPLING_BATCH = 64
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run to measure.")
-_STEP = flags.DEFINE_integer("step", None, "Its checkpoint; the newest if not given.")
-
 
 class Samples(NamedTuple):
     """Images made for the captions of a split, and which of them show theirs."""
@@ -116,13 +113,19 @@ EVALUATORS = {
 }
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "The run to measure.")
+    flags.DEFINE_integer("step", None, "Its checkpoint; the newest if not given.")
+    flags.mark_flags_as_required(["workdir"])
+
+
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
-    run = runs.load(_WORKDIR.value, step=_STEP.value)
+    run = runs.load(flags.FLAGS.workdir, step=flags.FLAGS.step)
     result = EVALUATORS[run.config.task.name](run)
     print(json.dumps({"step": run.step} | result))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
+    define_flags()
     command.run(main)

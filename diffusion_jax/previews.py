@@ -17,7 +17,7 @@ from diffusion_jax.pipelines import batched
 from diffusion_jax.tasks import clip as clip_task
 from diffusion_jax.training.loop import OnSample
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import Batch, Params
+from diffusion_jax.types import Params
 
 NUM_EXAMPLES = 256  # of the evaluation split
 NUM_SHOWN = 8
@@ -25,7 +25,7 @@ NUM_SHOWN = 8
 
 def first_examples(
     config: ConfigDict, tokenizer: captions.Tokenizer | None, split: str, count: int
-) -> tuple[Batch, list[str]]:
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """The first records of a split as one batch, and their captions."""
     records = build.source(config, split)
     stream = batches.make_batches(

@@ -91,9 +91,9 @@ def load_tokenizer(
     """The run's own copy of its tokenizer; None for a task without text."""
     if "tokenizer" not in config:
         return None
-    return captions.load_tokenizer(
-        epath.Path(workdir) / TOKENIZER, context_length=config.tokenizer.context_length
-    )
+    directory = str(epath.Path(workdir) / TOKENIZER)
+    length = config.tokenizer.context_length
+    return captions.load_tokenizer(directory, context_length=length)
 
 
 def load(workdir: epath.PathLike, *, step: int | None = None) -> Run:

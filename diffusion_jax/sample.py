@@ -27,19 +27,6 @@ from diffusion_jax.diffusion.samplers import SAMPLERS
 from diffusion_jax.evaluation import grids
 from diffusion_jax.pipelines import batched
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.")
-_STEP = flags.DEFINE_integer("step", None, "Its checkpoint; the newest if not given.")
-_PROMPT = flags.DEFINE_multi_string("prompt", None, "What to show; may be repeated.")
-_NEGATIVE = flags.DEFINE_string("negative", "", "What to keep away from.")
-_SAMPLER = flags.DEFINE_enum("sampler", None, sorted(SAMPLERS), "The solver.")
-_GRID = flags.DEFINE_enum("grid", None, sorted(time_grids.GRIDS), "The times.")
-_STEPS = flags.DEFINE_integer("steps", None, "How many steps.", lower_bound=1)
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1: none.")
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 8, "Images per prompt.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 16, "Images at a time.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Fixes every image.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", "grid.png", "A .png file, or a directory.")
-
 
 def with_choices(config: ConfigDict, choices: Mapping[str, object]) -> ConfigDict:
     """The config with those of its sampling choices replaced that are not None."""
@@ -128,36 +115,51 @@ def write(
     return path
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "The run to sample from.")
+    flags.DEFINE_integer("step", None, "Its checkpoint; the newest if not given.")
+    flags.DEFINE_multi_string("prompt", None, "What to show; may be repeated.")
+    flags.DEFINE_string("negative", "", "What to keep away from.")
+    flags.DEFINE_enum("sampler", None, sorted(SAMPLERS), "The solver.")
+    flags.DEFINE_enum("grid", None, sorted(time_grids.GRIDS), "The times.")
+    flags.DEFINE_integer("steps", None, "How many steps.", lower_bound=1)
+    flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1: none.")
+    flags.DEFINE_integer("num_images", 8, "Images per prompt.", lower_bound=1)
+    flags.DEFINE_integer("batch", 16, "Images at a time.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Fixes every image.", lower_bound=0)
+    flags.DEFINE_string("out", "grid.png", "A .png file, or a directory.")
+    flags.mark_flags_as_required(["workdir", "prompt"])
+
+
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
-    if not _PROMPT.value:
-        raise build.ConfigError("nothing to show: give --prompt")
-    config = runs.read_config(_WORKDIR.value)
+    chosen = flags.FLAGS
+    config = runs.read_config(chosen.workdir)
     if "sampling" not in config:
         raise build.ConfigError(
-            f"{_WORKDIR.value} holds a {config.task.name!r} run, which makes no images "
+            f"{chosen.workdir} holds a {config.task.name!r} run, which makes no images "
             "of prompts; give the run of a latent_diffusion"
         )
-    run = runs.load(_WORKDIR.value, step=_STEP.value)
+    run = runs.load(chosen.workdir, step=chosen.step)
     choices = dict(
-        sampler=_SAMPLER.value,
-        grid=_GRID.value,
-        steps=_STEPS.value,
-        guidance=_GUIDANCE.value,
+        sampler=chosen.sampler,
+        grid=chosen.grid,
+        steps=chosen.steps,
+        guidance=chosen.guidance,
     )
     run = run._replace(config=with_choices(run.config, choices))
-    prompts = [prompt for prompt in _PROMPT.value for _ in range(_NUM_IMAGES.value)]
+    prompts = [prompt for prompt in chosen.prompt for _ in range(chosen.num_images)]
     images = make(
         run,
         prompts,
-        negative=_NEGATIVE.value,
-        seed=_SEED.value,
-        batch_size=_BATCH.value,
+        negative=chosen.negative,
+        seed=chosen.seed,
+        batch_size=chosen.batch,
     )
-    facts = metadata(run, _SEED.value, _NEGATIVE.value)
-    print(write(images, prompts, _OUT.value, facts))
+    facts = metadata(run, chosen.seed, chosen.negative)
+    print(write(images, prompts, chosen.out, facts))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
+    define_flags()
     command.run(main)

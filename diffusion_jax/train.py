@@ -26,19 +26,15 @@ from diffusion_jax.types import Params
 MAX_CAPTIONS = 100_000  # from which a tokenizer is learnt
 ENCODING_BATCH = 256
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "What to train: a .py file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept.")
-
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> runs.Run:
     """One run from its beginning, or from its newest checkpoint, to its end."""
     workdir = epath.Path(workdir)
     config = complete(config)
-    if config.task.name not in build.TASKS:
-        build.task(config, None)  # says what there is
+    build.check(config)
     optimizer = build.optimizer(config)
     options = build.loop_options(config)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(dict(config.mesh))
     runs.write_config(workdir, config)
     records = build.source(config, config.data.train_split)
     tokenizer = prepare_tokenizer(config, workdir, records)
@@ -96,7 +92,7 @@ def prepare_tokenizer(
             count = min(len(records), MAX_CAPTIONS)
             captions.train_tokenizer(
                 (records[i].caption for i in range(count)),
-                unfinished,
+                str(unfinished),
                 vocab_size=config.tokenizer.vocab_size,
                 context_length=config.tokenizer.context_length,
             )
@@ -139,8 +135,7 @@ def encode(config: ConfigDict, tokenizer: captions.Tokenizer, frozen: Params):
     @jax.jit
     def encode_batch(frozen, image, tokens):
         posterior = latent_diffusion.encode_images(towers, frozen, image)
-        text = latent_diffusion.encode_text(towers, frozen, tokens)
-        return posterior | {"text": text}
+        return posterior | latent_diffusion.encode_text(towers, frozen, tokens)
 
     return lambda batch: encode_batch(frozen, batch["image"], batch["tokens"])
 
@@ -212,11 +207,17 @@ def training_stream(
     return build.stream(config, records, example, **shards)
 
 
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "What to train: a .py file.")
+    flags.DEFINE_string("workdir", None, "Where the run is kept.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
-    train(_CONFIG.value, _WORKDIR.value)
+    train(flags.FLAGS.config, flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    define_flags()
     command.run(main)

@@ -24,15 +24,12 @@ CONFIGS = {"clip": shapes_clip, "vae": shapes_vae, "ldm": shapes_ldm}
 SPLITS = {"held_in": "validation", "held_out": "test"}
 NUM_SHOWN = 12  # samples of each split
 
-_OUT = flags.DEFINE_string("out", "runs/quickstart", "Where everything is kept.")
-_VARIANT = flags.DEFINE_string("variant", "", "'runlocal': a minute, to see it work.")
-
 
 def train_all(out: pathlib.Path, seconds: dict[str, float]) -> dict[str, runs.Run]:
     """The three trainings in turn; adds what each took to `seconds`."""
     trained = {}
     for name, module in CONFIGS.items():
-        config = module.get_config(_VARIANT.value)
+        config = module.get_config(flags.FLAGS.variant)
         if name == "ldm":
             config.towers = dict(clip=str(out / "clip"), vae=str(out / "vae"))
         start = time.monotonic()
@@ -80,9 +77,14 @@ def measure_and_draw(trained: dict[str, runs.Run], out: pathlib.Path) -> dict:
     return {name: round(value, 4) for name, value in result.items()}
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("out", "runs/quickstart", "Where everything is kept.")
+    flags.DEFINE_string("variant", "", "'runlocal': a minute, to see it work.")
+
+
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(flags.FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     seconds = read_seconds(out)
     trained = train_all(out, seconds)
@@ -96,4 +98,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     command.run(main)

@@ -20,27 +20,30 @@ from experiments import pictures
 
 CONFIGS = {"clip": shapes_clip, "vae": shapes_vae, "ldm": shapes_ldm}
 
-_TRAIN = flags.DEFINE_string("train", None, "Shards to train on, a pattern.")
-_TEST = flags.DEFINE_string("test", None, "Shards to look at.")
-_OUT = flags.DEFINE_string("out", "runs/tar_shards", "Where everything is kept.")
-_STEPS = flags.DEFINE_integer("num_steps", 400, "Of each training.", lower_bound=50)
-
 
 def train_one(name: str, out: pathlib.Path) -> runs.Run:
     """One of the three trainings, on the shards."""
     config = CONFIGS[name].get_config()
-    config.data = common.tar_shards(_TRAIN.value, _TEST.value)
-    config.num_steps = _STEPS.value
+    config.data = common.tar_shards(flags.FLAGS.train, flags.FLAGS.test)
+    config.num_steps = flags.FLAGS.num_steps
     if name == "ldm":
         config.towers = dict(clip=str(out / "clip"), vae=str(out / "vae"))
     return train.train(config, out / name)
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("train", None, "Shards to train on, a pattern.")
+    flags.DEFINE_string("test", None, "Shards to look at.")
+    flags.DEFINE_string("out", "runs/tar_shards", "Where everything is kept.")
+    flags.DEFINE_integer("num_steps", 400, "Of each training.", lower_bound=50)
+    flags.mark_flags_as_required(["train", "test"])
+
+
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(flags.FLAGS.out)
     trained = {name: train_one(name, out) for name in CONFIGS}
-    texts = sorted(set(evaluate.captions_of(trained["clip"], _TEST.value)))[:24]
+    texts = sorted(set(evaluate.captions_of(trained["clip"], flags.FLAGS.test)))[:24]
     images = sample.make(trained["ldm"], texts, seed=0)
     pictures.draw_samples(np.asarray(images), texts, out)
     pictures.draw_reconstructions(trained["vae"], out)
@@ -53,5 +56,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["train", "test"])
+    define_flags()
     command.run(main)

@@ -21,6 +21,7 @@ class StableDiffusion:
     unet: Stage
     vae: AutoencoderKL
     latent_shape: tuple[int, int, int]
+    pooled: bool = False  # the U-Net hears the pooled caption too
 
     def __call__(
         self,
@@ -43,8 +44,8 @@ class StableDiffusion:
         scale: float | Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B h w c"], Float[Array, "steps B h w c"]]:
         """The final latents, and those that each step predicted as clean."""
-        cond = Conditioning(tokens=self._hidden(params, tokens))
-        null = Conditioning(tokens=self._hidden(params, null_tokens))
+        cond = self._condition(params, tokens)
+        null = self._condition(params, null_tokens)
         shape = self.latent_shape
         return sample(self.unet, params["unet"], keys, shape, cond, null, scale=scale)
 
@@ -56,7 +57,7 @@ class StableDiffusion:
         image = self.vae.apply({"params": params["vae"]}, z, method="decode")
         return jnp.clip(image, -1.0, 1.0).astype(jnp.float32)
 
-    def _hidden(self, params: Params, tokens: Int[Array, "B L"]):
+    def _condition(self, params: Params, tokens: Int[Array, "B L"]) -> Conditioning:
         variables = {"params": params["text_encoder"]}
-        hidden, _ = self.text_encoder.apply(variables, tokens)
-        return hidden
+        hidden, pooled = self.text_encoder.apply(variables, tokens)
+        return Conditioning(tokens=hidden, vector=pooled if self.pooled else None)

@@ -7,6 +7,7 @@ The autoencoder and the text tower are frozen and arrive as an argument:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -30,10 +31,15 @@ class Objective(NamedTuple):
 
 
 class Towers(NamedTuple):
-    """The two frozen networks; their parameters are in `frozen`."""
+    """The two frozen networks; their parameters are in `frozen`.
+
+    `pooled`: the U-Net also hears the caption's pooled embedding, as in Stable
+    Diffusion XL (Podell et al., 2023, section 2.1; arXiv:2307.01952).
+    """
 
     vae: AutoencoderKL
     text_encoder: CLIPText
+    pooled: bool = False
 
 
 def encode_images(
@@ -47,10 +53,16 @@ def encode_images(
 
 def encode_text(
     towers: Towers, frozen: Params, tokens: Int[Array, "B L"]
-) -> Float[Array, "B L E"]:
-    """The text tower's last hidden state, which the U-Net attends to."""
-    hidden, _ = towers.text_encoder.apply({"params": frozen["text_encoder"]}, tokens)
-    return hidden
+) -> dict[str, Float[Array, "B ..."]]:
+    """What the U-Net is told of captions, in the form in which batches may bring it."""
+    variables = {"params": frozen["text_encoder"]}
+    hidden, pooled = towers.text_encoder.apply(variables, tokens)
+    return {"text": hidden, "pooled": pooled} if towers.pooled else {"text": hidden}
+
+
+def condition(text: Mapping[str, Float[Array, "B ..."]]) -> Conditioning:
+    """The routes by which the encoded captions enter the U-Net."""
+    return Conditioning(tokens=text["text"], vector=text.get("pooled"))
 
 
 def draw_latent(
@@ -67,14 +79,16 @@ def draw_latent(
 
 
 def drop_captions(
-    key: Key,
-    rate: float,
-    text: Float[Array, "B L E"],
-    null: Float[Array, "1 L E"],
-) -> Float[Array, "B L E"]:
+    key: Key, rate: float, cond: Conditioning, null: Conditioning
+) -> Conditioning:
     """Replaces a caption by the empty one with probability `rate` (arXiv:2207.12598)."""
-    dropped = jax.random.bernoulli(key, rate, (len(text), 1, 1))
-    return jnp.where(dropped, null, text)
+    dropped = jax.random.bernoulli(key, rate, (len(cond.tokens),))
+
+    def drop(given, empty):
+        is_dropped = dropped.reshape(-1, *(1,) * (given.ndim - 1))
+        return jnp.where(is_dropped, empty, given.astype(empty.dtype))
+
+    return jax.tree.map(drop, cond, null)
 
 
 def latent_diffusion(
@@ -94,7 +108,7 @@ def latent_diffusion(
     """
 
     def init(key: Key) -> tuple[Params, Params]:
-        cond = Conditioning(tokens=encode_text(towers, frozen, null_tokens))
+        cond = condition(encode_text(towers, frozen, null_tokens))
         x = jnp.zeros((1, *latent_shape))
         return {"unet": unet.init(key, x, jnp.zeros(1), cond)["params"]}, frozen
 
@@ -103,18 +117,17 @@ def latent_diffusion(
     ) -> tuple[Float[Array, ""], Metrics]:
         key_latent, key_drop, key_dropout, key_noise = jax.random.split(key, 4)
         x0 = draw_latent(key_latent, towers, frozen, batch)
-        text = batch.get("text")
-        if text is None:
+        text = batch
+        if "text" not in batch:
             text = encode_text(towers, frozen, batch["tokens"])
-        null = encode_text(towers, frozen, null_tokens)
-        text = drop_captions(key_drop, caption_dropout, text.astype(null.dtype), null)
+        null = condition(encode_text(towers, frozen, null_tokens))
+        cond = drop_captions(key_drop, caption_dropout, condition(text), null)
 
         def network(x, time, cond):
             rngs = {"dropout": key_dropout}
             variables = {"params": params["unet"]}
             return unet.apply(variables, x, time, cond, train=True, rngs=rngs)
 
-        cond = Conditioning(tokens=text)
         values, metrics = losses.diffusion_loss(
             key_noise, network, *objective, x0, cond
         )
