@@ -54,6 +54,7 @@ def run_toy(cache_dir):
             "XLA_FLAGS": flags,
             "PYTHONPATH": str(ROOT),
             "JAX_COMPILATION_CACHE_DIR": str(cache_dir),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         command = [sys.executable, "-W", "error", toy.__file__, *map(str, arguments)]
         return subprocess.run(

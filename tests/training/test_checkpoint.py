@@ -105,6 +105,18 @@ def test_an_empty_directory_has_no_checkpoint(tmp_path):
     assert read(tmp_path) is None
 
 
+def test_any_step_is_read_without_touching_the_directory(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    before = sorted(tmp_path.rglob("*"))
+    for step, wanted in ((2, 2), (None, 3)):
+        found = checkpoint.read(tmp_path, target(tree(0)), step=step)
+        assert found.step == wanted
+        assert toy.equal(found.state, tree(wanted))
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(FileNotFoundError, match=r"no step 7 .* one of \[1, 2, 3\]"):
+        checkpoint.read(tmp_path, target(tree(0)), step=7)
+
+
 def test_only_the_newest_are_kept_and_the_trash_is_emptied(tmp_path):
     write(tmp_path, [1, 2, 3, 4], keep=2)
     kept = sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit())
