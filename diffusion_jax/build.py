@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from diffusion_jax.data import batches, captions, sources
+from diffusion_jax.data import batches, captions, records, sources
 from diffusion_jax.diffusion import grids, losses, parameterization, schedules
 from diffusion_jax.diffusion.samplers import SAMPLERS
 from diffusion_jax.models.autoencoder import AutoencoderKL
@@ -109,7 +109,13 @@ def autoencoder(config: ConfigDict) -> AutoencoderKL:
 def towers(
     config: ConfigDict, tokenizer: captions.Tokenizer
 ) -> latent_diffusion.Towers:
-    return latent_diffusion.Towers(autoencoder(config), text_encoder(config, tokenizer))
+    text = text_encoder(config, tokenizer)
+    return latent_diffusion.Towers(autoencoder(config), text, hears_pooled(config))
+
+
+def hears_pooled(config: ConfigDict) -> bool:
+    """Whether the U-Net is told the pooled caption beside its tokens."""
+    return config.unet.get("vector", "none") != "none"
 
 
 def unet(config: ConfigDict) -> UNet:
@@ -177,16 +183,18 @@ def stable_diffusion(
 # ---- data ----------------------------------------------------------------------------
 
 
-def source(config: ConfigDict, split: str) -> sources.Source:
-    """The records of a split; `paths` and `split` in the source's options win."""
+def source(config: ConfigDict, split: str) -> records.Source:
+    """The records of a split: its name, or for tar shards a pattern of paths.
+
+    A TFDS data set is `dict(name="tfds", dataset="oxford_flowers102", ...)`.
+    """
     spec = dict(config.data.source)
     if not spec.get("data_dir", True):
         del spec["data_dir"]
-    read = choose("source", sources.SOURCES, spec)
-    positional = next(iter(inspect.signature(sources.SOURCES[spec["name"]]).parameters))
-    if positional == "paths":
-        return read(paths=split)
-    return read(split=split)
+    arguments = {"paths" if spec["name"] == "tar_shards" else "split": split}
+    if "dataset" in spec:
+        arguments["name"] = spec.pop("dataset")
+    return choose("source", sources.SOURCES, spec)(**arguments)
 
 
 def image_text(
@@ -199,11 +207,11 @@ def image_text(
 
 
 def stream(
-    config: ConfigDict, records: Any, example: batches.Example, **options
+    config: ConfigDict, rows: Any, example: batches.Example, **options
 ) -> batches.Batches:
     """The endless training batches of this host."""
     return batches.make_batches(
-        records,
+        rows,
         example,
         batch_size=config.batch_size,
         seed=config.seed,

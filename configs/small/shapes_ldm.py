@@ -18,23 +18,26 @@ def get_config(variant: str = "") -> ConfigDict:
     config.towers = dict(clip="runs/quickstart/clip", vae="runs/quickstart/vae")
     config.cache_latents = True  # and the text tower's outputs: 60 to 300 MB of disk
     config.unet = dict(
-        channels=(96, 192),
+        channels=(96,),
         blocks_per_level=1,
-        attention=("transformer", "transformer"),
-        num_heads=(4, 8),
+        attention=("transformer",),
+        num_heads=(3,),
         norm_groups=16,
+        vector="add_embedding",  # the pooled caption, as in Stable Diffusion XL
     )
-    config.schedule = dict(name="cosine")
+    config.schedule = dict(name="cosine", time_scale=1000.0)
     config.parameterization = dict(name="v")
-    config.weighting = dict(name="min_snr", gamma=5.0)
-    config.times = dict(name="uniform")
-    config.num_steps = 2500
+    config.weighting = dict(name="v")
+    config.times = dict(name="low_discrepancy")
+    config.optimizer = common.muon(learning_rate=4e-3)
+    config.batch_size = 32
+    config.num_steps = 2000
     config.ema_decay = 0.995
     config.sampling = dict(
         sampler=dict(name="dpmpp_2m"),
         grid=dict(name="trailing"),
         steps=20,
-        guidance=4.0,
+        guidance=2.5,
         prompts=(
             "a small red circle above a large blue square",
             "a large yellow cross",

@@ -1,4 +1,4 @@
-"""The autoencoder of the small Stable Diffusion, 32 px -> 8 x 8 x 4.
+"""The autoencoder of the small Stable Diffusion, 32 px -> 4 x 4 x 16.
 
 python -m diffusion_jax.train --config configs/small/shapes_vae.py --workdir runs/vae
 """
@@ -10,11 +10,18 @@ from configs import common
 
 def get_config(variant: str = "") -> ConfigDict:
     config = common.run_config()
-    config.task = dict(name="autoencoder", distance="l2", kl_weight=1e-6)
+    config.task = dict(name="autoencoder", distance="l2", kl_weight=1e-4)
     config.data = common.scenes()
+    # 8 x 8 x 4 reaches 28 dB sooner, but shapes drawn from 4 x 4 x 16 hold together
+    # after a third of the diffusion model's training.
     config.vae = dict(
-        channels=(32, 48, 64), blocks_per_level=1, latent_channels=4, norm_groups=8
+        channels=(16, 32, 64, 128),
+        blocks_per_level=1,
+        latent_channels=16,
+        norm_groups=8,
     )
+    config.optimizer = common.muon(learning_rate=8e-3, weight_decay=0.0)
     config.batch_size = 32
-    config.num_steps = 1000
+    config.num_steps = 480
+    config.ema_decay = 0.98
     return common.runlocal(config) if variant == "runlocal" else config

@@ -7,7 +7,6 @@ The autoencoder and the text tower are frozen and arrive as an argument:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -51,16 +50,14 @@ def encode_images(
     return {"latent_mean": mean, "latent_std": jnp.exp(logvar / 2)}
 
 
-def encode_text(
-    towers: Towers, frozen: Params, tokens: Int[Array, "B L"]
-) -> dict[str, Float[Array, "B ..."]]:
+def encode_text(towers: Towers, frozen: Params, tokens: Int[Array, "B L"]) -> Batch:
     """What the U-Net is told of captions, in the form in which batches may bring it."""
     variables = {"params": frozen["text_encoder"]}
     hidden, pooled = towers.text_encoder.apply(variables, tokens)
     return {"text": hidden, "pooled": pooled} if towers.pooled else {"text": hidden}
 
 
-def condition(text: Mapping[str, Float[Array, "B ..."]]) -> Conditioning:
+def condition(text: Batch) -> Conditioning:
     """The routes by which the encoded captions enter the U-Net."""
     return Conditioning(tokens=text["text"], vector=text.get("pooled"))
 
