@@ -69,7 +69,8 @@ def check(p: Parameterization, schedule: Schedule) -> None:
         if det == 0:
             raise ValueError(
                 f"x0 cannot be read from the network's output at t = {t:g} of "
-                f"{schedule!r}, where alpha or sigma is 0; predict v instead"
+                f"{schedule!r}, where alpha or sigma is 0; predict v instead, "
+                "or let the schedule end before it"
             )
 
 

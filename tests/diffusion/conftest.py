@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import pytest
 
 from diffusion_jax.diffusion import schedules
@@ -20,3 +21,11 @@ SCHEDULES = {
 @pytest.fixture(params=SCHEDULES)
 def schedule(request):
     return SCHEDULES[request.param]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+    """These programs run for milliseconds: compile them fast rather than well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

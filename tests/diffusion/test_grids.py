@@ -39,7 +39,7 @@ def test_fifty_steps_start_where_the_published_samplers_start():
     assert (trailing[0], trailing[-2], trailing[-1]) == (999, 19, -1)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 25, 50])
+@pytest.mark.parametrize("steps", [1, 7, 50])
 @pytest.mark.parametrize(
     "grid",
     [

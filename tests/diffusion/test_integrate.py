@@ -17,6 +17,7 @@ from diffusion_jax.types import Conditioning
 SCHEDULE = schedules.Discrete()
 TIMES = grids.trailing(SCHEDULE, 6)
 KEY = jax.random.key(3)
+EACH = ["ddpm", "heun", "dpmpp_2m"]  # ddim and euler are one line of ddpm
 
 
 def example_keys(num):
@@ -75,33 +76,22 @@ def test_every_step_and_every_example_draws_its_own_noise():
         assert_allclose(rows.std(), 1, atol=0.02)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", EACH)
 def test_an_image_is_the_same_in_any_batch_and_under_vmap(name):
     keys = example_keys(4)
-    together, trace = draw_fast(name, keys)
 
     @jax.jit
+    @jax.vmap
     def alone(key):
         sample, trace = draw(name, key[None])
         return sample[0], trace[:, 0]
 
-    for i in (0, 3):
-        sample, trace_alone = alone(keys[i])
-        assert_allclose(sample, together[i], atol=1e-6)
-        assert_allclose(trace_alone, trace[:, i], atol=1e-6)
-    assert_allclose(jax.vmap(alone)(keys)[0], together, atol=1e-6)
+    sample, trace = draw_fast(name, keys)
+    for got, expected in zip(alone(keys[::-1]), (sample, trace.swapaxes(0, 1))):
+        assert_allclose(got, expected[::-1], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers_are_the_same_without_compilation(name):
-    keys = example_keys(4)
-    with jax.disable_jit():
-        slow = draw(name, keys)
-    for got, expected in zip(draw_fast(name, keys), slow):
-        assert_allclose(got, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", EACH)
 def test_half_precision_networks_stay_close_and_finite(name):
     half, _ = draw_fast(name, example_keys(4), denoise=denoise_half)
     full, _ = draw_fast(name, example_keys(4))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +75,7 @@ def test_a_weighting_means_the_same_whatever_the_network_predicts(schedule, weig
         ("x0", SCHEDULE),
         ("v", SCHEDULE),
         ("flow", schedules.RectifiedFlow()),
-        ("edm", schedules.RectifiedFlow()),
+        ("edm", schedules.VarianceExploding()),
     ],
 )
 def test_each_weighting_is_plain_mse_of_the_output_it_is_named_after(name, schedule):
@@ -85,9 +84,6 @@ def test_each_weighting_is_plain_mse_of_the_output_it_is_named_after(name, sched
     def network(x, time, cond):
         return jnp.sin(x)
 
-    # EDM's weight times c_out**2 is 1 where alpha is.
-    if name == "edm":
-        schedule = schedules.VarianceExploding()
     loss, metrics = loss_of(p, WEIGHTINGS[name], network, schedule)
     expected, _ = plain_mse(p, network, schedule)
     assert_allclose(loss, expected, rtol=2e-5)
@@ -110,15 +106,10 @@ def test_min_snr_is_the_factor_published_for_each_prediction(name, factor):
     assert_allclose(got, factor(np.asarray(process.snr(level))), rtol=1e-5)
 
 
-def test_a_perfect_network_has_no_loss(schedule):
-    def network(x, time, cond):
-        return network_of(p, schedule, lambda x, level: X0)(x, time, cond)
-
-    if isinstance(schedule, schedules.VarianceExploding):
-        pytest.skip("its time is not its t")
+def test_a_perfect_network_has_no_loss():
     p = parameterization.v()
-    loss, _ = loss_of(p, losses.v, network, schedule)
-    assert_allclose(loss, 0, atol=1e-6)
+    network = network_of(p, SCHEDULE, lambda x, level: X0)
+    assert_allclose(loss_of(p, losses.v, network)[0], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -141,17 +132,20 @@ def test_loss_and_gradient_are_finite_from_clean_data_to_pure_noise(name, weight
     assert np.all(np.isfinite(slopes))
 
 
-@pytest.mark.parametrize("name", ["eps", "x0", "v", "flow", "edm"])
-def test_own_weight_is_one_even_at_the_ends(name):
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("eps", schedules.ZeroTerminalSNR()),
+        ("x0", schedules.ZeroTerminalSNR()),
+        ("v", schedules.ZeroTerminalSNR()),
+        ("flow", schedules.RectifiedFlow()),
+        ("edm", schedules.VarianceExploding()),
+    ],
+)
+def test_own_weight_is_one_even_at_the_ends(name, schedule):
+    level = schedule(jnp.asarray([0, 0.5, 1]) * schedule.t_max)
     p = PARAMETERIZATIONS[name]()
-    flow, vp = schedules.RectifiedFlow(), schedules.ZeroTerminalSNR()
-    level = (flow if name == "flow" else vp)(jnp.asarray([0.0, 1e-5, 1.0]))
-    if name == "edm":
-        level = schedules.VarianceExploding()(jnp.asarray([0.0, 1.0, 80.0]))
-    elif name != "flow":
-        level = vp(jnp.asarray([0.0, 500.0, 1000.0]))
-    got = losses.output_weight(p, WEIGHTINGS[name], level)
-    assert_allclose(got, 1, rtol=1e-5)
+    assert_allclose(losses.output_weight(p, WEIGHTINGS[name], level), 1, rtol=1e-5)
 
 
 def test_losses_are_float32_per_example_and_the_same_under_jit():
@@ -233,18 +227,12 @@ def test_low_discrepancy_is_uniform_over_many_batches():
 
 
 def test_log_normal_is_the_law_of_edm(schedule):
-    t = losses.log_normal(KEY, 20_000, schedule, mean=-0.4, std=0.7)
+    t = losses.log_normal(KEY, 4096, schedule, mean=-0.4, std=0.7)
     ratio = -process.logsnr(schedule(t)) / 2
-    assert_allclose([ratio.mean(), ratio.std()], [-0.4, 0.7], atol=0.02)
+    assert_allclose([ratio.mean(), ratio.std()], [-0.4, 0.7], atol=0.03)
 
 
 def test_logit_normal_is_the_law_of_stable_diffusion_3():
-    t = losses.logit_normal(KEY, 20_000, schedules.RectifiedFlow(), mean=0.3, std=0.8)
+    t = losses.logit_normal(KEY, 4096, schedules.RectifiedFlow(), mean=0.3, std=0.8)
     logit = jnp.log(t / (1 - t))
-    assert_allclose([logit.mean(), logit.std()], [0.3, 0.8], atol=0.02)
-
-
-def test_names_are_unique_across_the_tables():
-    for table in (WEIGHTINGS, TIME_SAMPLERS):
-        for one, other in itertools.combinations(table, 2):
-            assert table[one] is not table[other]
+    assert_allclose([logit.mean(), logit.std()], [0.3, 0.8], atol=0.03)

@@ -117,7 +117,7 @@ def test_ddim(prediction, spacing, eta, steps):
     compare(f"DDIM eta={eta} {spacing} {prediction} {steps}", got, expected)
 
 
-@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("steps", [5, 25])
 def test_ddim_from_zero_terminal_snr(steps):
     scheduler = diffusers.DDIMScheduler(
         **STABLE_DIFFUSION,
