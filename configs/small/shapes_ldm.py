@@ -31,13 +31,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.times = dict(name="low_discrepancy")
     config.optimizer = common.muon(learning_rate=4e-3)
     config.batch_size = 32
-    config.num_steps = 2000
+    config.num_steps = 1500
     config.ema_decay = 0.995
     config.sampling = dict(
         sampler=dict(name="dpmpp_2m"),
         grid=dict(name="trailing"),
         steps=20,
-        guidance=2.5,
+        guidance=2.0,
         prompts=(
             "a small red circle above a large blue square",
             "a large yellow cross",

@@ -19,13 +19,13 @@ from diffusion_jax.data import scene_captions, scenes
 WORK_SIZE = 32
 CONTRAST = 0.22  # least RGB distance (of 0..1) from the background of an object
 MIN_AREA = 6  # pixels; less is a speckle
-NUM_LIKELY = 3  # shapes whose fit is refined
-NUM_REFINEMENTS = 2
+NUM_LIKELY = 6  # shapes whose fit is refined
+NUM_REFINEMENTS = 3
 # Of x, y, radius, angle (radians) and blur: finite differences, and how far a fit may
 # move from its first guess.
 STEPS = np.array([0.05 / 32, 0.05 / 32, 0.05 / 32, 0.02, 0.1 / 32])
 LIMITS = np.array([1.5 / 32, 1.5 / 32, 1.0 / 32, 0.2, 0.6 / 32])
-MAX_RESIDUAL = 0.25  # share of an object's contrast that its best match leaves over
+MAX_RESIDUAL = 0.4  # share of an object's contrast that its best match leaves over
 MAX_COLOUR_DISTANCE = 0.35
 SIZE_SLACK = 1.25  # how far a radius may be from that of its size word, as a factor
 REACH = 2.5  # pixels around an object that its rendering has to explain as well

@@ -30,7 +30,7 @@ PALETTE = {
     "purple": (0.74, 0.12, 0.78),
 }
 COLOURS = tuple(PALETTE)
-SIZES = {"small": 4.0, "large": 6.0}  # radius, in thirty-seconds
+SIZES = {"small": 4.5, "large": 6.0}  # radius, in thirty-seconds
 POSITIONS = {  # (column, row): -1 left or top, 0 middle, 1 right or bottom
     "in the top left": (-1, -1),
     "at the top": (0, -1),

@@ -61,7 +61,7 @@ def generate(
 class CaptionedScenes(tfds.core.GeneratorBasedBuilder):
     """One or two coloured shapes on a quiet background, and a caption of them."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
     BUILDER_CONFIGS: ClassVar[list[ScenesConfig]] = [
         ScenesConfig(name="32", description="32 pixels wide", image_size=32),

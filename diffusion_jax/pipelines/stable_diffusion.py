@@ -7,10 +7,11 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.diffusion.samplers.integrate import Keys
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.clip import CLIPText
 from diffusion_jax.pipelines.stage import Stage, sample
-from diffusion_jax.types import Conditioning, Key, Params
+from diffusion_jax.types import Conditioning, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class StableDiffusion:
     def __call__(
         self,
         params: Params,
-        keys: Key,
+        keys: Keys,
         tokens: Int[Array, "B L"],
         null_tokens: Int[Array, "1 L"],
         scale: float | Float[Array, ""] | None = None,
@@ -38,7 +39,7 @@ class StableDiffusion:
     def latents(
         self,
         params: Params,
-        keys: Key,
+        keys: Keys,
         tokens: Int[Array, "B L"],
         null_tokens: Int[Array, "1 L"],
         scale: float | Float[Array, ""] | None = None,

@@ -6,12 +6,13 @@ import dataclasses
 
 import flax.linen as nn
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffusion_jax.diffusion import denoiser, guidance
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.parameterization import Parameterization
 from diffusion_jax.diffusion.samplers import Sampler, integrate
+from diffusion_jax.diffusion.samplers.integrate import Keys
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.types import Conditioning, Key, Params
 
@@ -29,7 +30,7 @@ class Stage:
     guidance: float = 1.0
 
 
-def image_keys(key: Key, indices: Array) -> Key:
+def image_keys(key: Key, indices: Int[Array, "B"]) -> Keys:
     """One key per image: image i of a seed is the same in whatever batch it is made."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
 
@@ -37,7 +38,7 @@ def image_keys(key: Key, indices: Array) -> Key:
 def sample(
     stage: Stage,
     params: Params,
-    keys: Key,
+    keys: Keys,
     shape: tuple[int, ...],
     cond: Conditioning,
     null: Conditioning | None = None,
