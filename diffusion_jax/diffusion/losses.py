@@ -59,6 +59,7 @@ def edm(snr: Float[Array, "*b"], *, sigma_data: Real = 0.5) -> Float[Array, "*b"
 
 WEIGHTINGS = {
     "x0": x0,
+    "uniform": x0,  # as the same weight is also called
     "eps": eps,
     "v": v,
     "flow": flow,

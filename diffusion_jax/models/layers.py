@@ -78,12 +78,12 @@ class GroupNorm(nn.Module):
 
         x = x.astype(jnp.float32)
         space = tuple(range(1, x.ndim - 1))
-        grouped = (batch, self.groups, channels // self.groups)
-        mean = x.mean(space).reshape(grouped).mean(-1, keepdims=True)
-        square = jnp.square(x).mean(space).reshape(grouped).mean(-1, keepdims=True)
+        sums = jnp.stack([x.sum(space), jnp.square(x).sum(space)])
+        sums = sums.reshape(2, batch, self.groups, -1).sum(-1, keepdims=True)
+        mean, square = sums * (self.groups * batch / x.size)
         variance = jnp.maximum(square - jnp.square(mean), 0.0)
-        factor = jax.lax.rsqrt(variance + self.eps) * scale.reshape(grouped[1:])
-        shift = bias.reshape(grouped[1:]) - mean * factor
+        factor = jax.lax.rsqrt(variance + self.eps) * scale.reshape(self.groups, -1)
+        shift = bias.reshape(self.groups, -1) - mean * factor
         per_channel = (batch, *(1 for _ in space), channels)
         y = x * factor.reshape(per_channel) + shift.reshape(per_channel)
         return y.astype(self.dtype)

@@ -31,10 +31,10 @@ def test_samplers_land_on_a_gaussian(name, schedule):
     # Drawn from the true marginal, so that what is measured is the sampler.
     start = exact.at(levels, 0)
     std = jnp.hypot(exact.STD * start.alpha, start.sigma)
-    x = exact.MEAN * start.alpha + std * jax.random.normal(KEY, (5000,))
+    x = exact.MEAN * start.alpha + std * jax.random.normal(KEY, (2000,))
     sample, trace = exact.run(name, exact.gaussian, jax.random.key(1), x, levels)
     assert_allclose(trace[-1], sample, atol=1e-5)  # the last step ends on its x0
-    assert_allclose(sample.mean(), exact.MEAN, atol=0.02)
+    assert_allclose(sample.mean(), exact.MEAN, atol=0.03)
     rtol = 0.03 if ORDERS.get(name) == 2 else 0.07
     assert_allclose(sample.std(), exact.STD, rtol=rtol)
 
