@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import pathlib
+import shutil
 import tarfile
 
 import jax
@@ -53,19 +54,18 @@ def small(name, shards, out, num_steps=STEPS):
     config.num_steps = num_steps
     config.log_every = config.checkpoint_every = 2
     config.sample_every = 4
-    config.optimizer.warmup_steps = 1
+    # Muon's iteration for every matrix takes long to compile
+    config.optimizer = ConfigDict(dict(name="adamw", learning_rate=1e-3))
     if name == "clip":
         config.clip.text.update(dict(width=16, num_layers=1, num_heads=2, mlp_width=32))
         config.clip.vision.update(
             dict(width=16, num_layers=1, num_heads=2, mlp_width=32)
         )
     if name == "vae":
-        config.vae.update(dict(channels=(8, 8, 8), norm_groups=4))
+        config.vae.update(dict(channels=(8, 8), latent_channels=4, norm_groups=4))
     if name == "ldm":
         config.towers = dict(clip=str(out / "clip"), vae=str(out / "vae"))
-        attention = ("none", "transformer")
-        config.unet.update(dict(channels=(8, 16), norm_groups=4, attention=attention))
-        config.unet.num_heads = (2, 2)
+        config.unet.update(dict(channels=(8,), norm_groups=4, num_heads=(2,)))
         config.sampling.steps = 3
     return config
 
@@ -102,13 +102,19 @@ def test_the_latents_that_are_trained_on_have_unit_variance(trained):
     assert scale**2 * variance == pytest.approx(1, rel=1e-3)
 
 
-def test_a_run_that_goes_on_equals_one_that_never_stopped(trained, shards, tmp_path):
-    for name in ("clip", "vae", "ldm"):
-        whole = train.train(small(name, shards, trained), tmp_path / name)
-        state = runs.load(trained / name)
-        jax.tree.map(np.testing.assert_array_equal, whole.params, state.params)
-        tables = [(d / name / "metrics.csv").read_text() for d in (trained, tmp_path)]
-        assert tables[0] == tables[1]
+@pytest.mark.parametrize("name", ["vae", "ldm"])
+def test_a_run_that_goes_on_equals_one_that_never_stopped(
+    name, trained, shards, tmp_path
+):
+    """Its last checkpoint lost, a run repeats its last steps bit for bit."""
+    shutil.copytree(trained / name, tmp_path / name)
+    shutil.rmtree(tmp_path / name / "checkpoints" / str(STEPS))
+    again = train.train(small(name, shards, trained), tmp_path / name)
+    whole = runs.load(trained / name)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+    tables = [(d / name / "metrics.csv").read_text() for d in (trained, tmp_path)]
+    assert tables[0] == tables[1]
+    assert len(tables[0].splitlines()) == 1 + STEPS // 2
 
 
 def test_another_config_in_the_same_directory_is_refused(trained, shards):
