@@ -49,9 +49,9 @@ def read_seconds(out: pathlib.Path) -> dict[str, float]:
     return json.loads(file.read_text())["seconds"] if file.exists() else {}
 
 
-def colour_of_single_objects(captions: list[str]) -> dict[str, str]:
+def shape_of_single_objects(captions: list[str]) -> dict[str, str]:
     claims = {caption: scene_captions.parse(caption).things for caption in captions}
-    return {text: things[0].colour for text, things in claims.items() if not things[1:]}
+    return {text: things[0].shape for text, things in claims.items() if not things[1:]}
 
 
 def measure_and_draw(trained: dict[str, runs.Run], out: pathlib.Path) -> dict:
@@ -71,7 +71,7 @@ def measure_and_draw(trained: dict[str, runs.Run], out: pathlib.Path) -> dict:
     pictures.draw_reconstructions(trained["vae"], out)
     pictures.draw_trajectory(trained["ldm"], out)
     texts = evaluate.captions_of(trained["clip"], "validation")
-    pictures.draw_latent_space(trained["clip"], out, colour_of_single_objects(texts))
+    pictures.draw_latent_space(trained["clip"], out, shape_of_single_objects(texts))
     tables = {name: out / name / "metrics.csv" for name in CONFIGS}
     curves.plot_curves(tables, out / "curves.png")
     return {name: round(value, 4) for name, value in result.items()}
