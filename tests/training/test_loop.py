@@ -163,6 +163,15 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
     assert table(tmp_path) == table(workdir)
 
 
+@pytest.fixture
+def listens_to_ctrl_c():
+    """A shell that starts the tests in the background makes them ignore SIGINT."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_ctrl_c_saves_and_is_raised_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         toy.train(tmp_path, toy.Stream(toy.signal_at(13, signal.SIGINT)))
