@@ -22,6 +22,6 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.optimizer = common.muon(learning_rate=6e-3, weight_decay=0.0)
     config.batch_size = 32
-    config.num_steps = 1000
+    config.num_steps = 650
     config.ema_decay = 0.98
     return common.runlocal(config) if variant == "runlocal" else config
