@@ -6,23 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import draw, draw_params
 
 from diffusion_jax.models.autoencoder import AutoencoderKL
 
 VAE = AutoencoderKL(channels=(8, 16), blocks_per_level=1, norm_groups=4)
 
 
-def draw(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
 @functools.cache
 def parameters():
-    params = jax.jit(VAE.init)(jax.random.key(0), draw(1, 6, 4, 3))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(0)
-    moved = [p + 0.1 * rng.standard_normal(p.shape).astype("float32") for p in leaves]
-    return jax.tree.unflatten(tree, moved)
+    return draw_params(VAE, draw(1, 6, 4, 3))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -36,18 +29,17 @@ def run(method, vae, x):
 
 @pytest.mark.parametrize("method, channels", [("encode", 3), ("decode", 4)])
 def test_an_image_does_not_depend_on_its_batch(method, channels):
-    x = draw(3, 6, 4, channels)
-    together = jax.tree.map(lambda y: y[1:2], run(method, VAE, x))
-    alone = run(method, VAE, x[1:2])
+    x, order = draw(3, 6, 4, channels), jnp.array([2, 1, 1])
+    given = jax.tree.map(lambda y: y[order], run(method, VAE, x))
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
-    jax.tree.map(close, together, alone)
+    jax.tree.map(close, given, run(method, VAE, x[order]))
 
 
 def test_the_reconstruction_is_the_decoded_mean():
-    x = draw(1, 6, 4, 3)
+    x = draw(3, 6, 4, 3)
     mean, _ = run("encode", VAE, x)
-    assert mean.shape == (1, 3, 2, 4)
-    decoded = run("decode", VAE, mean)
+    assert mean.shape == (3, 3, 2, 4)
+    decoded = VAE.apply({"params": parameters()}, mean, method="decode")
     np.testing.assert_allclose(run("__call__", VAE, x), decoded, atol=1e-5)
 
 
@@ -56,13 +48,12 @@ def test_the_log_variance_stays_within_its_bounds():
     for sign, bound in ((1, 20), (-1, -30)):
         bias = {"bias": sign * quant["bias"]}
         params = parameters() | {"quant_conv": quant | bias}
-        x = draw(1, 6, 4, 3)
-        _, logvar = VAE.apply({"params": params}, x, method="encode")
+        _, logvar = apply("encode", VAE, params, draw(3, 6, 4, 3))
         np.testing.assert_array_equal(logvar, jnp.full_like(logvar, bound))
 
 
 def test_bfloat16_is_close_to_float32():
-    x = draw(2, 6, 4, 3)
+    x = draw(3, 6, 4, 3)
     exact = run("__call__", VAE, x)
     rounded = run("__call__", VAE.clone(dtype="bfloat16"), x)
     assert rounded.dtype == jnp.float32

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from diffusion_jax.models.layers import sinusoid
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.types import Conditioning
 from diffusion_jax.weights.convert import load_torch, save_torch
@@ -70,6 +71,15 @@ THEIR_XL = dict(
     norm_num_groups=8,
     cross_attention_dim=12,
 )
+ONE_LEVEL = dict(channels=(16,), attention=("transformer",), norm_groups=8, num_heads=2)
+THEIR_ONE_LEVEL = dict(
+    block_out_channels=(16,),
+    down_block_types=("CrossAttnDownBlock2D",),
+    up_block_types=("CrossAttnUpBlock2D",),
+    norm_num_groups=8,
+    attention_head_dim=2,
+    cross_attention_dim=12,
+)
 VARIANTS = {
     "stable diffusion 1": (TRANSFORMER, THEIRS),
     "stable diffusion 2": (
@@ -79,12 +89,12 @@ VARIANTS = {
     "stable diffusion xl": (XL, THEIR_XL),
     "unclip decoder": (KARLO, THEIR_KARLO),
     "class table": (
-        TRANSFORMER | dict(vector="table"),
-        THEIRS | dict(num_class_embeds=5),
+        ONE_LEVEL | dict(vector="table"),
+        THEIR_ONE_LEVEL | dict(num_class_embeds=5),
     ),
     "class projection": (
-        TRANSFORMER | dict(vector="class_embedding"),
-        THEIRS
+        ONE_LEVEL | dict(vector="class_embedding"),
+        THEIR_ONE_LEVEL
         | dict(class_embed_type="projection", projection_class_embeddings_input_dim=20),
     ),
 }
@@ -126,8 +136,6 @@ def vector_for(ours, theirs):
     if kind == "class_embedding":
         return vector, dict(class_labels=torch.tensor(vector))
     ids = np.array([[64, 64, 0, 8, 64, 64]] * 2, np.float32)
-    from diffusion_jax.models.layers import sinusoid
-
     embedded = np.asarray(sinusoid(jnp.asarray(ids.ravel()), 8)).reshape(2, -1)
     added = dict(text_embeds=torch.tensor(vector), time_ids=torch.tensor(ids))
     return np.concatenate([vector, embedded], -1), dict(added_cond_kwargs=added)
