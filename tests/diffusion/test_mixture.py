@@ -1,0 +1,68 @@
+"""The exact mixture against the definitions of its density and its score."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from numpy.testing import assert_allclose
+
+from diffusion_jax.diffusion import mixture, process
+
+MIXTURE = mixture.Mixture(
+    jnp.asarray([0.5, 0.2, 0.3]),
+    jnp.asarray([[0.0, 1.0], [-1.0, 0.5], [2.0, -0.5]]),
+    jnp.asarray([[0.3, 0.1], [0.2, 0.5], [0.4, 0.4]]),
+)
+KEY = jax.random.key(0)
+
+
+def test_its_eps_is_the_score(schedule):
+    """Tweedie: grad log p(x) = -E[eps | x] / sigma."""
+    x = jax.random.normal(KEY, (16, 2))
+    for share in (0.2, 0.6, 0.95):
+        level = schedule(jnp.asarray(share * schedule.t_max))
+
+        def total(x, level=level):
+            return mixture.log_density(MIXTURE, x, level).sum()
+
+        pred = mixture.denoise(MIXTURE, x, level)
+        score = jax.grad(total)(x)
+        assert_allclose(pred.eps, -level.sigma * score, rtol=1e-4, atol=1e-5)
+        assert_allclose(process.add_noise(pred.x0, pred.eps, level), x, atol=2e-4)
+
+
+def test_its_density_is_that_of_noised_samples():
+    level = process.NoiseLevel(*map(jnp.asarray, (0.8, 0.5, 0.0)))
+    x0 = mixture.sample(KEY, MIXTURE, 20_000)
+    x = process.add_noise(x0, jax.random.normal(jax.random.key(1), x0.shape), level)
+    points = np.asarray([[0.0, 0.8], [-0.8, 0.4], [1.5, -0.3]])
+    densities = jnp.exp(mixture.log_density(MIXTURE, jnp.asarray(points), level))
+    near = jnp.abs(x[:, None] - points).max(-1) < 0.15
+    assert_allclose(near.mean(0) / 0.3**2, densities, rtol=0.15)
+
+
+def test_its_moments_and_marginals_are_those_of_its_samples():
+    x0 = np.asarray(mixture.sample(KEY, MIXTURE, 20_000))
+    mean, std = mixture.moments(MIXTURE)
+    assert_allclose(x0.mean(0), mean, atol=0.03)
+    assert_allclose(x0.std(0), std, rtol=0.03)
+
+    def cdf(value):
+        return sum(
+            w * scipy.stats.norm.cdf(value, m[0], s[0])
+            for w, m, s in zip(*map(np.asarray, MIXTURE))
+        )
+
+    assert scipy.stats.kstest(x0[:, 0], cdf).pvalue > 1e-3
+
+
+def test_each_example_may_have_its_own_level():
+    x = jax.random.normal(KEY, (2, 2))
+    levels = process.NoiseLevel(*map(jnp.asarray, ([0.9, 0.2], [0.3, 1.0], [0.0, 1])))
+    together = mixture.denoise(MIXTURE, x, levels)
+    for i in range(2):
+        level = jax.tree.map(lambda a, i=i: a[i], levels)
+        alone = mixture.denoise(MIXTURE, x[i : i + 1], level)
+        assert_allclose(together.x0[i], alone.x0[0], rtol=1e-5)
