@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 from jaxtyping import Key as TypedKey
 
@@ -60,6 +61,47 @@ def moments(mixture: Mixture) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
     mean = jnp.sum(weights * mixture.means, axis=0)
     square = jnp.sum(weights * (mixture.means**2 + mixture.stds**2), axis=0)
     return mean, jnp.sqrt(square - mean**2)
+
+
+def flow(
+    mixture: Mixture, x: Float[Array, "B 1"], here: NoiseLevel, there: NoiseLevel
+) -> Float[Array, "B 1"]:
+    """Where the probability-flow ODE takes x from one level to another, on a line.
+
+    There the flow keeps the order of points, so it maps quantiles to quantiles: solved
+    by bisection to the last bit, in whichever tail is the smaller.
+    """
+    below, above = _log_tails(mixture, x, here)
+    spread = jnp.max(there.alpha * mixture.stds + there.sigma)
+    centres = there.alpha * mixture.means
+    bounds = (jnp.min(centres) - 40 * spread, jnp.max(centres) + 40 * spread)
+
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        below_middle, above_middle = _log_tails(mixture, middle, there)
+        is_low = jnp.where(below < above, below_middle < below, above_middle > above)
+        return jnp.where(is_low, middle, low), jnp.where(is_low, high, middle)
+
+    bracket = tuple(
+        jnp.broadcast_to(bound, x.shape).astype(x.dtype) for bound in bounds
+    )
+    low, high = jax.lax.fori_loop(0, 64, halve, bracket)
+    return (low + high) / 2
+
+
+def _log_tails(
+    mixture: Mixture, x: Float[Array, "B 1"], level: NoiseLevel
+) -> tuple[Float[Array, "B 1"], Float[Array, "B 1"]]:
+    """log P(X < x) and log P(X > x) at this level."""
+    _, _, variance, residual = _components(mixture, x, level)
+    scores = residual / jnp.sqrt(variance)
+    log_weights = jnp.log(mixture.weights)[:, None]
+    below, above = (
+        jax.nn.logsumexp(log_weights + log_ndtr(sign * scores), axis=1)
+        for sign in (1, -1)
+    )
+    return below, above
 
 
 def _components(

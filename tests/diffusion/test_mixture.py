@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 from numpy.testing import assert_allclose
 
@@ -66,3 +67,37 @@ def test_each_example_may_have_its_own_level():
         level = jax.tree.map(lambda a, i=i: a[i], levels)
         alone = mixture.denoise(MIXTURE, x[i : i + 1], level)
         assert_allclose(together.x0[i], alone.x0[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("preserving", [True, False])
+def test_its_flow_follows_eps(preserving):
+    """In y = x / alpha and s = sigma / alpha the flow is dy/ds = eps."""
+    line = mixture.Mixture(MIXTURE.weights, MIXTURE.means[:, :1], MIXTURE.stds[:, :1])
+
+    def at(ratio):
+        alpha = 1 / jnp.hypot(1, ratio) if preserving else jnp.ones_like(ratio)
+        return process.NoiseLevel(alpha, alpha * ratio, alpha)
+
+    def slope(ratio, y):
+        level = at(ratio)
+        return mixture.denoise(line, level.alpha * y, level).eps
+
+    def step(y, ends):
+        """Of Runge and Kutta's method."""
+        here, there = ends
+        middle, length = (here + there) / 2, there - here
+        first = slope(here, y)
+        second = slope(middle, y + length / 2 * first)
+        third = slope(middle, y + length / 2 * second)
+        last = slope(there, y + length * third)
+        return y + length / 6 * (first + 2 * second + 2 * third + last), None
+
+    with jax.enable_x64(True):
+        ratios = jnp.geomspace(5.0, 0.01, 60, dtype=float)
+        here, there = at(ratios[0]), at(ratios[-1])
+        y = ratios[0] * jnp.linspace(-4, 4, 9)[:, None]
+        end = mixture.flow(line, here.alpha * y, here, there)
+        reached, _ = jax.lax.scan(step, y, (ratios[:-1], ratios[1:]))
+        assert_allclose(end, there.alpha * reached, rtol=1e-4, atol=1e-5)
+        back = mixture.flow(line, end, there, here)
+        assert_allclose(back, here.alpha * y, rtol=1e-9, atol=1e-12)
