@@ -68,25 +68,37 @@ def flow(
 ) -> Float[Array, "B 1"]:
     """Where the probability-flow ODE takes x from one level to another, on a line.
 
-    There the flow keeps the order of points, so it maps quantiles to quantiles: solved
-    by bisection to the last bit, in whichever tail is the smaller.
+    There the flow keeps the order of points, so it maps quantiles to quantiles.
     """
-    below, above = _log_tails(mixture, x, here)
-    spread = jnp.max(there.alpha * mixture.stds + there.sigma)
-    centres = there.alpha * mixture.means
-    bounds = (jnp.min(centres) - 40 * spread, jnp.max(centres) + 40 * spread)
+    return _inverse_tails(mixture, *_log_tails(mixture, x, here), there)
+
+
+def quantiles(mixture: Mixture, num: int, level: NoiseLevel) -> Float[Array, "num 1"]:
+    """The (i + 1/2) / num quantiles at this level, on a line."""
+    share = (jnp.arange(num, dtype=float)[:, None] + 0.5) / num
+    return _inverse_tails(mixture, jnp.log(share), jnp.log1p(-share), level)
+
+
+def _inverse_tails(
+    mixture: Mixture,
+    below: Float[Array, "B 1"],
+    above: Float[Array, "B 1"],
+    level: NoiseLevel,
+) -> Float[Array, "B 1"]:
+    """x of these `_log_tails`: bisected to the last bit, in whichever is the smaller."""
+    spread = 40 * jnp.max(jnp.hypot(level.alpha * mixture.stds, level.sigma))
+    centres = level.alpha * mixture.means
 
     def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
-        below_middle, above_middle = _log_tails(mixture, middle, there)
+        below_middle, above_middle = _log_tails(mixture, middle, level)
         is_low = jnp.where(below < above, below_middle < below, above_middle > above)
         return jnp.where(is_low, middle, low), jnp.where(is_low, high, middle)
 
-    bracket = tuple(
-        jnp.broadcast_to(bound, x.shape).astype(x.dtype) for bound in bounds
-    )
-    low, high = jax.lax.fori_loop(0, 64, halve, bracket)
+    low = jnp.full_like(below, jnp.min(centres) - spread)
+    high = jnp.full_like(below, jnp.max(centres) + spread)
+    low, high = jax.lax.fori_loop(0, 64, halve, (low, high))
     return (low + high) / 2
 
 

@@ -101,3 +101,14 @@ def test_its_flow_follows_eps(preserving):
         assert_allclose(end, there.alpha * reached, rtol=1e-4, atol=1e-5)
         back = mixture.flow(line, end, there, here)
         assert_allclose(back, here.alpha * y, rtol=1e-9, atol=1e-12)
+
+
+def test_its_quantiles_part_it_evenly():
+    line = mixture.Mixture(MIXTURE.weights, MIXTURE.means[:, :1], MIXTURE.stds[:, :1])
+    level = process.NoiseLevel(*map(jnp.asarray, (0.9, 0.3, 0.0)))
+    points = mixture.quantiles(line, 4, level)[:, 0]
+    below = sum(
+        w * scipy.stats.norm.cdf(points, 0.9 * m[0], np.hypot(0.9 * s[0], 0.3))
+        for w, m, s in zip(*map(np.asarray, line))
+    )
+    assert_allclose(below, [0.125, 0.375, 0.625, 0.875], atol=1e-5)
