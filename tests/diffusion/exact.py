@@ -15,6 +15,9 @@ from diffusion_jax.diffusion.samplers import SAMPLERS
 MEAN, STD = 0.7, 0.35  # of the Gaussian
 STDS = np.geomspace(0.1, 2, 16)  # of one with as many dimensions
 IMAGE = jnp.asarray([[0.3, -1.2, 0.9]])
+# They need options of their own, or a denoiser that was distilled to jump.
+SPECIAL = {"analytic_dpm", "consistency", "lcm", "repaint", "tcd"}
+GENERAL = [name for name in SAMPLERS if name not in SPECIAL]
 
 
 def gaussian(x, level, mean=MEAN, std=STD):
@@ -56,6 +59,15 @@ class Visited(schedules.Schedule):
 
     def __call__(self, t):
         return self.levels
+
+    def at_logsnr(self, logsnr):
+        """On that of the usual three curves on which the levels lie."""
+        alpha, sigma, _ = self.levels
+        away = [alpha**2 + sigma**2 - 1, alpha + sigma - 1, alpha - 1]
+        ratio = jnp.exp(-logsnr / 2)
+        alphas = jnp.stack([1 / jnp.hypot(1, ratio), 1 / (1 + ratio), 1 + 0 * ratio])
+        alpha = alphas[jnp.argmin(jnp.sum(jnp.abs(jnp.stack(away)), axis=1))]
+        return process.NoiseLevel(alpha, ratio * alpha, ratio)
 
 
 @functools.partial(jax.jit, static_argnames=("name", "denoise"))

@@ -25,7 +25,7 @@ def grid_of(schedule, steps):
     return grids.trailing(schedule, steps)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", exact.GENERAL)
 def test_samplers_land_on_a_gaussian(name, schedule):
     levels = schedule(grid_of(schedule, 250))
     # Drawn from the true marginal, so that what is measured is the sampler.
@@ -39,7 +39,7 @@ def test_samplers_land_on_a_gaussian(name, schedule):
     assert_allclose(sample.std(), exact.STD, rtol=rtol)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", exact.GENERAL)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_single_image_is_reached_in_any_number_of_steps(name, steps, schedule):
     levels = schedule(grid_of(schedule, steps))
@@ -88,14 +88,14 @@ def test_second_order_is_worth_its_evaluations():
 # ---- limits -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", exact.GENERAL)
 def test_a_step_of_no_length_does_nothing(name):
     levels = schedules.Discrete()(jnp.asarray([700.0, 700.0]))
     x = jax.random.normal(KEY, exact.IMAGE.shape)
     assert_allclose(exact.run(name, exact.image, KEY, x, levels)[0], x, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", exact.GENERAL)
 def test_gradients_are_finite_from_pure_noise_to_clean_data(name):
     schedule = schedules.ZeroTerminalSNR()
     ts = grids.trailing(schedule, 3)

@@ -10,7 +10,17 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion.denoiser import Denoiser
-from diffusion_jax.diffusion.samplers import ddim, dpmpp, heun, integrate
+from diffusion_jax.diffusion.samplers import (
+    adaptive,
+    analytic_dpm,
+    consistency,
+    ddim,
+    dpmpp,
+    flow,
+    heun,
+    integrate,
+    repaint,
+)
 from diffusion_jax.diffusion.schedules import Schedule
 
 
@@ -35,4 +45,12 @@ SAMPLERS = {
     "euler": heun.euler,
     "heun": heun.heun,
     "dpmpp_2m": dpmpp.dpmpp_2m,
+    "analytic_dpm": analytic_dpm.analytic_dpm,
+    "consistency": consistency.consistency,
+    "lcm": consistency.lcm,
+    "tcd": consistency.tcd,
+    "flow_euler": flow.flow_euler,
+    "flow_heun": flow.flow_heun,
+    "repaint": repaint.repaint,
+    "adaptive": adaptive.adaptive,
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.diffusion import process
 from diffusion_jax.diffusion.denoiser import Denoiser
@@ -54,7 +54,7 @@ def adaptive(
     steps = len(ts) - 1
     tries = max(1, (max_evaluations - 1) // (ORDER * max(1, steps - 1)))
 
-    def advance(i: int, now: _Progress, end: Float[Array, ""]) -> _Progress:
+    def advance(i: Int[Array, ""], now: _Progress, end: Float[Array, ""]) -> _Progress:
         is_forced = i == tries - 1
         left = end - now.reached
         step = jnp.where(is_forced | (now.step > left), left, now.step)
@@ -81,7 +81,7 @@ def adaptive(
         start, end = (process.logsnr(level) / 2 for level in (here, there))
 
         def controlled(x: Float[Array, "B *d"]) -> tuple[Array, Array, Array]:
-            def maybe_advance(i: int, now: _Progress) -> _Progress:
+            def maybe_advance(i: Int[Array, ""], now: _Progress) -> _Progress:
                 is_unfinished = jnp.any(now.reached < end)
                 return jax.lax.cond(
                     is_unfinished,
@@ -126,7 +126,7 @@ def _dpm_solver_23(
         level = schedule.at_logsnr(2 * reached)
         return denoise(process.align(level.alpha, y) * y, level)
 
-    def weights(share: float) -> tuple[Array, Array]:
+    def weights(share: Real) -> tuple[Array, Array]:
         """exp(-lambda) * (exp(h) - 1) and exp(-lambda) * ((exp(h) - 1) / h - 1)."""
         h = share * step
         size = jnp.exp(-start - h)

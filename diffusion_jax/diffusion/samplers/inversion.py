@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.process import NoiseLevel
@@ -46,7 +46,9 @@ def ddim_inversion(
 
         pred = denoise(x, here._replace(time=there.time))
 
-        def correct(_: int, noisier: Float[Array, "B *d"]) -> Float[Array, "B *d"]:
+        def correct(
+            _: Int[Array, ""], noisier: Float[Array, "B *d"]
+        ) -> Float[Array, "B *d"]:
             return along(denoise(noisier, there).eps)
 
         noisier = there.alpha * pred.x0 + there.sigma * pred.eps
