@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -47,12 +48,83 @@ def from_network(
     return denoise
 
 
-def clipped(denoise: Denoiser, bound: Real = 1) -> Denoiser:
-    """Keep x0 within [-bound, bound]; eps is derived again from the clipped x0."""
+# ---- denoisers that change x0 --------------------------------------------------------
+
+# Of each, `rederive_eps` says whether eps follows the changed x0, so that they still
+# make up x, or stays what the network said: `use_clipped_model_output` of the DDIM and
+# DDPM code that others compare with.
+
+
+def clipped(
+    denoise: Denoiser,
+    bound: Real | Float[Array, ""] = 1,
+    *,
+    rederive_eps: bool = True,
+) -> Denoiser:
+    """Keep x0 within [-bound, bound]."""
 
     def clipped_denoise(x: Float[Array, "B *d"], level: NoiseLevel) -> Prediction:
         pred = denoise(x, level)
         x0 = jnp.clip(pred.x0, -bound, bound)
-        return process.from_x0(x, x0, level, pred.variance)
+        return _with_x0(pred, x0, x, level, rederive_eps)
 
     return clipped_denoise
+
+
+def thresholded(
+    denoise: Denoiser,
+    *,
+    quantile: Real | Float[Array, ""] = 0.995,
+    largest: Real | Float[Array, ""] = math.inf,
+    rederive_eps: bool = True,
+) -> Denoiser:
+    """Dynamic thresholding (Saharia et al., 2022, section 2.3; arXiv:2205.11487).
+
+    x0 is clipped to [-s, s] and divided by s, where s is that quantile of |x0| in each
+    example, no less than 1 and no more than `largest`. For data in [-1, 1].
+    """
+
+    def thresholded_denoise(x: Float[Array, "B *d"], level: NoiseLevel) -> Prediction:
+        pred = denoise(x, level)
+        magnitudes = jnp.abs(pred.x0).reshape(len(x), -1)
+        s = jnp.clip(jnp.quantile(magnitudes, quantile, axis=1), 1, largest)
+        s = process.align(s, x)
+        return _with_x0(pred, jnp.clip(pred.x0, -s, s) / s, x, level, rederive_eps)
+
+    return thresholded_denoise
+
+
+def inpainted(
+    denoise: Denoiser,
+    known: Float[Array, "B *d"],
+    mask: Float[Array, "..."],
+    *,
+    rederive_eps: bool = True,
+) -> Denoiser:
+    """Replace x0 by what is known of it, where `mask` is 1; 0 leaves it alone.
+
+    With DDIM and `rederive_eps` the sample ends exactly on what is known. `mask`
+    broadcasts against x.
+    """
+
+    def inpainted_denoise(x: Float[Array, "B *d"], level: NoiseLevel) -> Prediction:
+        pred = denoise(x, level)
+        x0 = mask * known + (1 - mask) * pred.x0
+        return _with_x0(pred, x0, x, level, rederive_eps)
+
+    return inpainted_denoise
+
+
+CLIPPINGS = {"static": clipped, "dynamic": thresholded}
+
+
+def _with_x0(
+    pred: Prediction,
+    x0: Float[Array, "B *d"],
+    x: Float[Array, "B *d"],
+    level: NoiseLevel,
+    rederive_eps: bool,
+) -> Prediction:
+    if rederive_eps:
+        return process.from_x0(x, x0, level, pred.variance)
+    return pred._replace(x0=x0)
