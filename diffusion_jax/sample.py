@@ -38,6 +38,9 @@ def with_choices(config: ConfigDict, choices: Mapping[str, object]) -> ConfigDic
             if config.sampling[name].name == value:
                 continue  # keep its options
             value = ConfigDict(dict(name=value))
+        if name == "guidance" and isinstance(config.sampling.guidance, ConfigDict):
+            config.sampling.guidance.scale = value  # keep its rule
+            continue
         config.sampling[name] = value
     return config
 
@@ -86,7 +89,7 @@ def metadata(run: runs.Run, seed: int, negative: str) -> dict[str, str]:
         "sampler": json.dumps(sampling.sampler.to_dict()),
         "grid": json.dumps(sampling.grid.to_dict()),
         "steps": str(sampling.steps),
-        "guidance": str(sampling.guidance),
+        "guidance": json.dumps(sampling.to_dict()["guidance"]),
         "checkpoint_step": str(run.step),
         "config": json.dumps(run.config.to_dict()),
     }
@@ -123,7 +126,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("sampler", None, sorted(SAMPLERS), "The solver.")
     flags.DEFINE_enum("grid", None, sorted(time_grids.GRIDS), "The times.")
     flags.DEFINE_integer("steps", None, "How many steps.", lower_bound=1)
-    flags.DEFINE_float("guidance", None, "Classifier-free guidance; 1: none.")
+    flags.DEFINE_float("guidance", None, "The scale of guidance; 1: none.")
     flags.DEFINE_integer("num_images", 8, "Images per prompt.", lower_bound=1)
     flags.DEFINE_integer("batch", 16, "Images at a time.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Fixes every image.", lower_bound=0)

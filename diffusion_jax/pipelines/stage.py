@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.diffusion import denoiser, guidance
+from diffusion_jax.diffusion import denoiser
+from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.grids import Grid
+from diffusion_jax.diffusion.guidance import Guide, classifier_free
 from diffusion_jax.diffusion.parameterization import Parameterization
 from diffusion_jax.diffusion.samplers import Sampler, integrate
 from diffusion_jax.diffusion.samplers.integrate import Keys
@@ -27,7 +31,11 @@ class Stage:
     sampler: Sampler
     grid: Grid
     steps: int
-    guidance: float = 1.0
+    guidance: float = 1.0  # the scale, unless one is given
+    guide: Guide = classifier_free
+    clip: Callable[[Denoiser], Denoiser] | None = None
+    remembers: bool = False  # the guide takes a `memory`, as `guidance.apg` does
+    learned_variance: bool = False
 
 
 def image_keys(key: Key, indices: Int[Array, "B"]) -> Keys:
@@ -47,13 +55,14 @@ def sample(
 ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
     """The sample and the trace of its predicted x0; `shape` is without the batch.
 
-    `keys` holds one key per image. With `null`, classifier-free guidance of `scale`
+    `keys` holds one key per image. With `null`, the stage's guidance of `scale`
     (default: the stage's own; traced, so a change of it does not recompile).
     """
 
     def network(x, time, cond):
         return stage.network.apply({"params": params}, x, time, cond)
 
+    shape = (len(keys), *shape)
     conditional = denoiser.from_network(network, stage.parameterization)
     if null is None:
 
@@ -62,9 +71,11 @@ def sample(
 
     else:
         scale = stage.guidance if scale is None else scale
-        denoise = guidance.classifier_free(conditional, cond, null, scale)
+        memory = {"memory": jax.new_ref(jnp.zeros(shape))} if stage.remembers else {}
+        denoise = stage.guide(conditional, cond, null, scale, **memory)
+    if stage.clip is not None:
+        denoise = stage.clip(denoise)
     ts = stage.grid(stage.schedule, stage.steps)
     key_prior, key_steps = integrate.split(keys, 2)
-    shape = (len(keys), *shape)
     x = integrate.prior_sample(key_prior, stage.schedule, ts[0], shape, data_std=1)
     return stage.sampler(key_steps, denoise, stage.schedule, x, ts)
