@@ -19,7 +19,20 @@ import optax
 from ml_collections import ConfigDict
 
 from diffusion_jax.data import batches, captions, records, sources
-from diffusion_jax.diffusion import grids, losses, parameterization, schedules
+from diffusion_jax.diffusion import (
+    grids,
+    guidance,
+    guidance_rules,
+    losses,
+    parameterization,
+    schedules,
+    time_samplers,
+    variational,
+    weightings,
+)
+from diffusion_jax.diffusion.denoiser import CLIPPINGS
+from diffusion_jax.diffusion.guidance_scales import CURVES
+from diffusion_jax.diffusion.process import Real
 from diffusion_jax.diffusion.samplers import SAMPLERS
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.clip import CLIP, CLIPText, CLIPVision
@@ -119,7 +132,9 @@ def hears_pooled(config: ConfigDict) -> bool:
 
 
 def unet(config: ConfigDict) -> UNet:
-    out = functools.partial(UNet, out_channels=config.vae.latent_channels)
+    """Its output has twice the channels of the latents if it learns a variance too."""
+    channels = config.vae.latent_channels * (2 if learns_variance(config) else 1)
+    out = functools.partial(UNet, out_channels=channels)
     return construct("unet", out, config.unet)
 
 
@@ -142,15 +157,37 @@ def schedule(spec: Spec) -> schedules.Schedule:
 def objective(config: ConfigDict) -> latent_diffusion.Objective:
     made = latent_diffusion.Objective(
         schedule(config.schedule),
-        choose(
-            "parameterization",
-            parameterization.PARAMETERIZATIONS,
-            config.parameterization,
-        )(),
-        choose("weighting", losses.WEIGHTINGS, config.weighting),
-        choose("times", losses.TIME_SAMPLERS, config.times),
+        parameterizer(config.parameterization),
+        choose("weighting", weightings.WEIGHTINGS, config.weighting),
+        times(config.times),
+        choose("loss", losses.LOSSES, config.get("loss", {"name": "diffusion"})),
     )
     return made
+
+
+def times(spec: Spec) -> time_samplers.TimeSampler:
+    """The law of training times by name; `draw` and `over` are those of `drawn`."""
+    options = dict(spec)
+    draw = options.pop("draw", "independent")
+    over = options.pop("over", "times")
+    if over not in time_samplers.MEASURES:
+        measures = nearest(over, time_samplers.MEASURES)
+        raise ConfigError(f"unknown measure of times, over={over!r}: {measures}")
+    return time_samplers.drawn(
+        choose("times", time_samplers.QUANTILES, options),
+        draw=choose("draw", time_samplers.DRAWS, {"name": draw}),
+        over=over,
+    )
+
+
+def learns_variance(config: ConfigDict) -> bool:
+    """Whether the network also outputs the variance of a step."""
+    spec = dict(config.get("loss", {}))
+    chosen = choose("loss", losses.LOSSES, {"name": "diffusion"} | spec)
+    defaults = inspect.signature(chosen).parameters
+    return (
+        "variance" in defaults and defaults["variance"].default in variational.LEARNED
+    )
 
 
 def stage(config: ConfigDict) -> Stage:
@@ -164,8 +201,49 @@ def stage(config: ConfigDict) -> Stage:
         choose("sampler", SAMPLERS, sampling.sampler),
         choose("grid", grids.GRIDS, sampling.grid),
         sampling.steps,
-        sampling.guidance,
+        **guide(sampling.guidance, made),
+        clip=clip(sampling.get("clip")),
+        learned_variance=learns_variance(config),
     )
+
+
+def guide(spec: Spec | Real, made: latent_diffusion.Objective) -> dict[str, Any]:
+    """The fields of a Stage that say how it is guided.
+
+    `spec` is a scale, or a name of GUIDANCE with its options and any of: `scale`;
+    `rescale`, the phi of `guidance_rules.rescale`; `curve`, a name of CURVES with its
+    options and those of `guidance_scales.along`; `interval`, the two bounds of
+    `guidance.limited`; `space`, a parameterization, for a rule that has one.
+    """
+    if isinstance(spec, Real):
+        return {"guidance": spec}
+    options = dict(spec)
+    scale, curve = options.pop("scale", 1.0), options.pop("curve", None)
+    interval = options.pop("interval", None)
+    if "space" in options:
+        options["space"] = parameterizer(options["space"])
+    if "rescale" in options:
+        phi = options["rescale"]
+        options["rescale"] = guidance_rules.rescale(made.parameterization, phi)
+    chosen = choose("guidance", guidance.GUIDANCE, options)
+    if curve is not None:
+        curve = dict(curve)
+        along = {name: curve.pop(name) for name in ("start", "least") if name in curve}
+        curve = choose("curve", CURVES, curve)
+        chosen = guidance.scheduled(chosen, curve, made.schedule, **along)
+    if interval is not None:
+        above, up_to = interval
+        chosen = guidance.limited(chosen, above=above, up_to=up_to)
+    return {"guidance": scale, "guide": chosen, "remembers": "momentum" in options}
+
+
+def clip(spec: Spec | None) -> Callable | None:
+    return None if spec is None else choose("clip", CLIPPINGS, spec)
+
+
+def parameterizer(spec: Spec | str) -> parameterization.Parameterization:
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    return choose("parameterization", parameterization.PARAMETERIZATIONS, spec)()
 
 
 def stable_diffusion(

@@ -14,19 +14,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.diffusion import losses, parameterization, schedules
+from diffusion_jax.diffusion import (
+    losses,
+    parameterization,
+    schedules,
+    time_samplers,
+    weightings,
+)
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.clip import CLIPText
 from diffusion_jax.types import Batch, Conditioning, Key, Metrics, Params, Task
 
 
 class Objective(NamedTuple):
-    """What the network is trained to predict, at which times, with which weights."""
+    """What the network is trained to predict, at which times, with which loss."""
 
     schedule: schedules.Schedule
     parameterization: parameterization.Parameterization
-    weighting: losses.Weighting
-    sample_times: losses.TimeSampler
+    weighting: weightings.Weighting
+    sample_times: time_samplers.TimeSampler
+    loss: losses.Loss = losses.diffusion_loss
 
 
 class Towers(NamedTuple):
@@ -125,8 +132,8 @@ def latent_diffusion(
             variables = {"params": params["unet"]}
             return unet.apply(variables, x, time, cond, train=True, rngs=rngs)
 
-        values, metrics = losses.diffusion_loss(
-            key_noise, network, *objective, x0, cond
+        values, metrics = objective.loss(
+            key_noise, network, *objective[:-1], x0, cond
         )
         return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
 

@@ -1,4 +1,4 @@
-"""Laws of the weightings, the training times and the loss."""
+"""Laws of the losses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.diffusion import losses, parameterization, process, schedules
-from diffusion_jax.diffusion.losses import TIME_SAMPLERS, WEIGHTINGS
+from diffusion_jax.diffusion import (
+    likelihood,
+    losses,
+    parameterization,
+    process,
+    schedules,
+    time_samplers,
+    variational,
+    weightings,
+)
 from diffusion_jax.diffusion.parameterization import PARAMETERIZATIONS
+from diffusion_jax.diffusion.weightings import WEIGHTINGS
 from diffusion_jax.types import Conditioning
 
 SCHEDULE = schedules.Discrete()
 X0 = jax.random.normal(jax.random.key(5), (32, 3, 3, 2))
 KEY = jax.random.key(6)
+UNIFORM = time_samplers.drawn(time_samplers.uniform)
 
 
 def network_of(p, schedule, guess_x0):
@@ -33,7 +43,7 @@ def network_of(p, schedule, guess_x0):
     return network
 
 
-def loss_of(p, weighting, network, schedule=SCHEDULE, sample_times=losses.uniform):
+def loss_of(p, weighting, network, schedule=SCHEDULE, sample_times=UNIFORM):
     return losses.diffusion_loss(
         KEY, network, schedule, p, weighting, sample_times, X0, Conditioning()
     )
@@ -42,7 +52,7 @@ def loss_of(p, weighting, network, schedule=SCHEDULE, sample_times=losses.unifor
 def plain_mse(p, network, schedule=SCHEDULE):
     """Mean squared error of each example's output, and its level, from the definition."""
     time_key, eps_key = jax.random.split(KEY)
-    level = schedule(losses.uniform(time_key, len(X0), schedule))
+    level = schedule(UNIFORM(time_key, len(X0), schedule).t)
     eps = jax.random.normal(eps_key, X0.shape)
     x = process.add_noise(X0, eps, level)
     target = parameterization.target(p, X0, eps, level)
@@ -102,14 +112,14 @@ def test_each_weighting_is_plain_mse_of_the_output_it_is_named_after(name, sched
 def test_min_snr_is_the_factor_published_for_each_prediction(name, factor):
     level = SCHEDULE(jnp.linspace(1, 1000, 50))
     p = PARAMETERIZATIONS[name]()
-    got = losses.output_weight(p, losses.min_snr, level)
+    got = losses.output_weight(p, weightings.min_snr, level)
     assert_allclose(got, factor(np.asarray(process.snr(level))), rtol=1e-5)
 
 
 def test_a_perfect_network_has_no_loss():
     p = parameterization.v()
     network = network_of(p, SCHEDULE, lambda x, level: X0)
-    assert_allclose(loss_of(p, losses.v, network)[0], 0, atol=1e-6)
+    assert_allclose(loss_of(p, weightings.v, network)[0], 0, atol=1e-6)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -119,7 +129,7 @@ def test_loss_and_gradient_are_finite_from_clean_data_to_pure_noise(name, weight
     schedule = schedules.ZeroTerminalSNR()
 
     def ends(key, num, schedule):
-        return jnp.linspace(0, 1000, num)
+        return time_samplers.Times(jnp.linspace(0, 1000, num), jnp.ones(num))
 
     def loss(scale):
         def network(x, time, cond):
@@ -154,85 +164,227 @@ def test_losses_are_float32_per_example_and_the_same_under_jit():
     def half(x, time, cond):
         return jnp.sin(x).astype(jnp.bfloat16)
 
-    loss, _ = loss_of(p, losses.min_snr, half)
+    loss, _ = loss_of(p, weightings.min_snr, half)
     assert loss.shape == (32,)
     assert loss.dtype == jnp.float32
-    static = jax.jit(functools.partial(loss_of, p, losses.min_snr, half))
+    static = jax.jit(functools.partial(loss_of, p, weightings.min_snr, half))
     assert_allclose(static()[0], loss, rtol=1e-4)
 
 
 def test_a_network_of_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match="network maps"):
-        loss_of(parameterization.v(), losses.v, lambda x, time, cond: x[..., :1])
+        loss_of(parameterization.v(), weightings.v, lambda x, time, cond: x[..., :1])
 
 
-# ---- weightings ---------------------------------------------------------------------
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_loss_is_proportional_to_the_weight_of_its_time(name):
+    p = parameterization.v()
+
+    def network(x, time, cond):
+        return jnp.concatenate([jnp.sin(x), jnp.cos(x)], axis=-1)[..., : channels[name]]
+
+    def weighted(key, num, schedule):
+        t, weight = UNIFORM(key, num, schedule)
+        return time_samplers.Times(t, 3 * weight)
+
+    channels = {"diffusion": 2, "hybrid": 4, "vlb": 4}
+
+    @jax.jit
+    def both(x0):
+        return [
+            losses.LOSSES[name](
+                KEY, network, SCHEDULE, p, weightings.eps, times, x0, Conditioning()
+            )
+            for times in (UNIFORM, weighted)
+        ]
+
+    once, thrice = both(X0)
+    assert_allclose(thrice[0], 3 * once[0], rtol=1e-5)
+    assert_allclose(thrice[1]["mse"], once[1]["mse"], rtol=1e-6)
 
 
-def test_weightings_are_positive_and_grow_with_the_signal():
-    snr = jnp.logspace(-8, 8, 100)
-    for weighting in WEIGHTINGS.values():
-        assert np.all(weighting(snr) > 0)
-        assert np.all(np.diff(weighting(snr)) >= 0)
+# ---- disturbed inputs ---------------------------------------------------------------
 
 
-def test_min_snr_lies_between_its_limits():
-    snr = jnp.logspace(-4, 4, 50)
-    for gamma in (1, 5, 20):
-        weight = losses.min_snr(snr, gamma=gamma)
-        assert np.all(weight <= losses.eps(snr))
-        assert np.all(weight <= gamma)
-    assert_allclose(losses.min_snr(snr, gamma=1e9), losses.eps(snr))
+def disturbed(**options):
+    """eps and x of a loss, which a network that sees them leaks, on pure noise."""
+    seen = []
+
+    def network(x, time, cond):
+        seen.append(x)
+        return jnp.zeros_like(x)
+
+    def last(key, num, schedule):
+        return time_samplers.Times(jnp.full(num, 1000.0), jnp.ones(num))
+
+    x0 = jnp.zeros((64, 16, 16, 3))
+    loss, _ = losses.diffusion_loss(
+        KEY,
+        network,
+        schedules.ZeroTerminalSNR(),
+        parameterization.eps(),
+        weightings.eps,
+        last,
+        x0,
+        Conditioning(),
+        **options,
+    )
+    return seen[0], loss
 
 
-# ---- training times -----------------------------------------------------------------
+def test_offset_noise_moves_each_channel_as_a_whole():
+    plain, _ = disturbed()
+    offset, loss = disturbed(offset_noise=0.5)
+    moved = offset - plain
+    assert_allclose(moved, np.broadcast_to(moved[:, :1, :1], moved.shape), atol=1e-6)
+    assert_allclose(moved[:, 0, 0].std(), 0.5, rtol=0.15)
+    # It belongs to the target.
+    assert_allclose(loss, jnp.mean(offset**2, axis=(1, 2, 3)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("sample_times", TIME_SAMPLERS.values(), ids=TIME_SAMPLERS)
-def test_training_times_lie_on_the_schedule(schedule, sample_times):
-    t = sample_times(KEY, 4096, schedule)
-    assert t.shape == (4096,)
-    assert t.dtype == jnp.float32
-    assert np.all(t > 0)
-    # EDM's normal law has no upper bound.
-    if not isinstance(schedule, schedules.VarianceExploding):
-        assert np.all(t <= schedule.t_max)
+def test_input_perturbation_is_seen_but_not_sought():
+    plain, plain_loss = disturbed()
+    perturbed, loss = disturbed(input_perturbation=0.5)
+    assert_allclose((perturbed - plain).std(), 0.5, rtol=0.02)
+    assert_allclose(loss, plain_loss, rtol=1e-6)
 
 
-@pytest.mark.parametrize("sample_times", [losses.uniform, losses.low_discrepancy])
-def test_whole_steps_are_drawn_whole_and_evenly(sample_times):
-    t = np.asarray(sample_times(KEY, 50_000, schedules.Discrete(num_steps=10)))
-    counts = np.bincount(t.astype(int), minlength=11)
-    assert np.all(t == t.astype(int))
-    assert counts[0] == 0
-    assert_allclose(counts[1:], 5000, rtol=0.06)
+# ---- learned variance ---------------------------------------------------------------
 
 
-def test_low_discrepancy_fills_every_cell_once():
-    flow = schedules.RectifiedFlow(t_min=0.0)
-    for seed in range(5):
-        t = losses.low_discrepancy(jax.random.key(seed), 64, flow)
-        gaps = np.diff(np.sort(t))
-        assert_allclose(gaps, 1 / 64, atol=1e-6)
+def all_times(key, num, schedule):
+    return time_samplers.Times(jnp.arange(1.0, num + 1), jnp.ones(num))
 
 
-def test_low_discrepancy_is_uniform_over_many_batches():
-    flow = schedules.RectifiedFlow(t_min=0.0)
-    keys = jax.random.split(KEY, 2000)
-    t = jax.vmap(lambda key: losses.low_discrepancy(key, 4, flow))(keys)
-    for i in range(4):
-        assert_allclose(
-            np.quantile(t[:, i], [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04
+def chain_loss(make, scales, steps=20, **options):
+    """A loss at every step of a short chain, for one image in as many copies."""
+    schedule = schedules.Discrete("linear", 1e-3, 0.5, steps)
+
+    def network(x, time, cond):
+        # Reads as the same x0 whatever x is, so that no term depends on the draw of it.
+        level = schedule(time + 1)
+        constant = jnp.full_like(x, scales[0])
+        eps = process.from_x0(x, constant, level).eps
+        raw = scales[1] * jnp.sin(jnp.arange(x.size).reshape(x.shape))
+        return jnp.concatenate([eps, raw], axis=-1)
+
+    x0 = jnp.repeat(jnp.round(X0[:1] * 50) / 255 * 2 + 1 / 255, steps, axis=0)
+    return make(
+        KEY,
+        network,
+        schedule,
+        parameterization.eps(),
+        weightings.eps,
+        all_times,
+        x0,
+        Conditioning(),
+        **options,
+    )
+
+
+def test_hybrid_teaches_the_variance_by_the_bound_and_the_mean_by_the_error():
+    @jax.jit
+    @jax.jacrev
+    def slopes(scales):
+        hybrid, metrics = chain_loss(losses.hybrid_loss, scales, vlb_weight=0.1)
+        vlb, _ = chain_loss(losses.vlb_loss, scales)
+        return metrics["mse"], hybrid.mean(), vlb.mean()
+
+    mse, hybrid, vlb = slopes(jnp.asarray([0.3, 0.5]))
+    assert_allclose(hybrid[0], mse[0], rtol=1e-5)
+    assert_allclose(hybrid[1], 0.1 * vlb[1], rtol=1e-5)
+    assert abs(vlb[0]) > 1e-3
+    assert abs(vlb[1]) > 1e-3
+
+
+def test_hybrid_is_its_two_terms():
+    @jax.jit
+    def both(scales):
+        hybrid = chain_loss(losses.hybrid_loss, scales, vlb_weight=0.01)
+        return *hybrid, chain_loss(losses.vlb_loss, scales)[0]
+
+    loss, metrics, vlb = both(jnp.asarray([0.3, 0.5]))
+    assert_allclose(metrics["vlb"], vlb.mean(), rtol=1e-6)
+    assert_allclose(metrics["loss"], metrics["mse"] + 0.01 * vlb.mean(), rtol=1e-5)
+    assert_allclose(loss.mean(), metrics["loss"], rtol=1e-6)
+
+
+def test_the_loss_over_all_steps_is_the_bound_of_the_chain():
+    """But for the prior, which nothing that is trained can change."""
+    steps = 20
+    schedule = schedules.Discrete("linear", 1e-3, 0.5, steps)
+    x0 = jnp.round(X0[:1] * 50) / 255 * 2 + 1 / 255
+    raw = 0.5 * jnp.sin(jnp.arange(steps * x0.size).reshape(steps, *x0.shape[1:]))
+
+    def denoise(x, level):
+        pred = process.from_x0(x, jnp.full_like(x, 0.3), level)
+        return pred._replace(variance=raw[level.time.astype(int)][None])
+
+    bound, _ = variational.discrete_bound(
+        KEY,
+        denoise,
+        schedule,
+        x0,
+        jnp.arange(float(steps), -1, -1),
+        variance="learned_range",
+    )
+    loss = jax.jit(lambda s: chain_loss(losses.vlb_loss, s, steps)[0])(
+        jnp.asarray([0.3, 0.5])
+    )
+    expected = bound.diffusion + bound.reconstruction
+    expected = likelihood.bits_per_dim(expected, x0.shape[1:])
+    assert_allclose(loss.mean(), expected[0], rtol=1e-4)
+
+
+def test_the_bound_at_every_step_is_finite_and_so_are_its_gradients(schedule):
+    def network(x, time, cond):
+        return scale * jnp.concatenate([x, jnp.sin(x)], axis=-1)
+
+    def loss(value):
+        nonlocal scale
+        scale = value
+        return losses.vlb_loss(
+            KEY,
+            network,
+            schedule,
+            parameterization.v(),
+            weightings.v,
+            UNIFORM,
+            X0,
+            Conditioning(),
+            num_steps=schedule.num_steps or 100,
+        )[0]
+
+    scale = None
+    values, slopes = jax.jit(lambda a: jax.jvp(loss, (a,), (1.0,)))(1.1)
+    assert np.all(np.isfinite(values))
+    assert np.all(np.isfinite(slopes))
+
+
+def test_a_continuous_schedule_has_no_steps_of_its_own():
+    with pytest.raises(ValueError, match="num_steps"):
+        losses.vlb_loss(
+            KEY,
+            lambda x, time, cond: x,
+            schedules.Cosine(),
+            parameterization.v(),
+            weightings.v,
+            UNIFORM,
+            X0,
+            Conditioning(),
+            variance="beta",
         )
 
 
-def test_log_normal_is_the_law_of_edm(schedule):
-    t = losses.log_normal(KEY, 4096, schedule, mean=-0.4, std=0.7)
-    ratio = -process.logsnr(schedule(t)) / 2
-    assert_allclose([ratio.mean(), ratio.std()], [-0.4, 0.7], atol=0.03)
-
-
-def test_logit_normal_is_the_law_of_stable_diffusion_3():
-    t = losses.logit_normal(KEY, 4096, schedules.RectifiedFlow(), mean=0.3, std=0.8)
-    logit = jnp.log(t / (1 - t))
-    assert_allclose([logit.mean(), logit.std()], [0.3, 0.8], atol=0.03)
+def test_a_network_without_a_variance_is_refused_where_one_is_learned():
+    with pytest.raises(ValueError, match="learned_range"):
+        losses.hybrid_loss(
+            KEY,
+            lambda x, time, cond: x,
+            SCHEDULE,
+            parameterization.v(),
+            weightings.v,
+            UNIFORM,
+            X0,
+            Conditioning(),
+        )
