@@ -117,7 +117,7 @@ def _dpm_solver_23(
 ) -> tuple[Float[Array, "B *d"], Float[Array, "B *d"], Float[Array, "B *d"]]:
     """y one step ahead, of order 3 and of order 2, and the first predicted x0.
 
-    Algorithms 1 and 2 with r1 = 1/3 and r2 = 2/3, divided by alpha.
+    DPM-Solver-3 and -2, with r1 = 1/3 and r2 = 2/3, divided by alpha.
     """
 
     def predict(

@@ -39,7 +39,7 @@ def analytic_dpm(
     `eps_power` comes from `estimate_eps_power` on the same grid. Data within
     [-bound, bound] bound the variance (theorem 2): 1 for images, none for latents.
     `last_pixels` limits the mean size of the last noise added, in 1/255ths of [-1, 1]
-    (section 5; 1 or 2 there). The step to clean data adds no noise, and one from pure
+    (theirs were 1 and 2). The step to clean data adds no noise, and one from pure
     noise only that of the posterior, because eps says nothing of x0 there.
     """
     levels = schedule(ts)
@@ -76,7 +76,7 @@ def estimate_eps_power(
     x0: Float[Array, "B *d"],
     ts: Float[Array, "steps_plus_1"],
 ) -> Float[Array, "steps"]:
-    """E|eps|**2 / d at each time but the last, from a batch of data (eq. 8).
+    """E|eps|**2 / d at each time but the last, from a batch of data.
 
     One draw of noise per time and example; average several batches for more.
     """

@@ -100,7 +100,7 @@ def boundary(
 ) -> Denoiser:
     """c_skip * x + c_out * x0 in place of x0, by the time that the network hears.
 
-    Luo et al. (2023), section 4.1 and appendix; with s = timestep_scaling * time,
+    Luo et al. (2023), section 4.1; with s = timestep_scaling * time,
     c_skip = sigma_data**2 / (s**2 + sigma_data**2), c_out = s / sqrt(the same).
     """
 

@@ -33,7 +33,7 @@ def ddim_inversion(
     An Euler step: eps is read at the cleaner level, but the network hears the time of
     the noisier one, because none is trained for clean data. Each correction is one more
     evaluation, at the noisier end: a fixed-point iteration for the x from which a DDIM
-    step leads back exactly (Pan et al., 2023, eq. 7; arXiv:2309.04907).
+    step leads back exactly (Pan et al., 2023; arXiv:2309.04907).
     """
 
     def step(

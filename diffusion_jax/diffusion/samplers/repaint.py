@@ -73,7 +73,7 @@ def visits(
 ) -> Int[np.ndarray, "evaluations_plus_1"]:
     """Indices into the grid at which the network is evaluated, then the end.
 
-    Appendix B: from first_jump steps before the end, and from every jump_length-th step
+    The published schedule: from first_jump steps before the end, and from every jump_length-th step
     above it, the sample jumps jump_length steps back, jump_n_sample - 1 times each.
     """
     starts = range(first_jump, steps - jump_length + first_jump, jump_length)
