@@ -1,14 +1,13 @@
-"""DPM-Solver++ (Lu et al., 2022; arXiv:2211.01095), in lambda = log(alpha / sigma)."""
+"""DPM-Solver++ (Lu et al., 2022; arXiv:2211.01095): its solvers by their usual names."""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion import process
 from diffusion_jax.diffusion.denoiser import Denoiser
-from diffusion_jax.diffusion.process import NoiseLevel
-from diffusion_jax.diffusion.samplers.integrate import Keys, integrate
+from diffusion_jax.diffusion.process import Real
+from diffusion_jax.diffusion.samplers.dpm_solver import dpm_multistep, dpm_solver
+from diffusion_jax.diffusion.samplers.integrate import Keys
 from diffusion_jax.diffusion.schedules import Schedule
 
 
@@ -18,35 +17,66 @@ def dpmpp_2m(
     schedule: Schedule,
     x: Float[Array, "B *d"],
     ts: Float[Array, "steps_plus_1"],
+    *,
+    solver_type: str = "midpoint",
+    lower_order_final_below: Real = 15,
+    euler_at_final: bool = False,
 ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
     """DPM-Solver++(2M), algorithm 2: a DDIM step with x0 extrapolated from the last two.
 
-    The first and the last step are of first order, and so is one whose lambda is
-    infinite at either end.
+    The first step is of first order, and so is one whose lambda is infinite at either
+    end; the last one too in fewer than `lower_order_final_below` steps.
     """
-    levels = schedule(ts)
+    return dpm_multistep(
+        key,
+        denoise,
+        schedule,
+        x,
+        ts,
+        form="x0",
+        solver_type=solver_type,
+        lower_order_final_below=lower_order_final_below,
+        euler_at_final=euler_at_final,
+    )
 
-    def step(
-        carry: tuple[Array, Array, Array],
-        key: Keys,
-        here: NoiseLevel,
-        there: NoiseLevel,
-    ) -> tuple[tuple[Array, Array, Array], Array]:
-        x, x0_before, lambda_before = carry
-        pred = denoise(x, here)
-        lambda_here, lambda_there = (
-            process.logsnr(level) / 2 for level in (here, there)
-        )
-        # Half the step ahead over the step before; 0 leaves first order.
-        is_last = there.sigma == levels.sigma[-1]
-        reach = 0.5 * (lambda_there - lambda_here) / (lambda_here - lambda_before)
-        is_finite = jnp.isfinite(lambda_there) & jnp.isfinite(lambda_before)
-        reach = jnp.where(is_finite & ~is_last, reach, 0.0)
-        middle = process.from_x0(x, pred.x0 + reach * (pred.x0 - x0_before), here)
-        x = there.alpha * middle.x0 + there.sigma * middle.eps
-        return (x, pred.x0, lambda_here), pred.x0
 
-    # As if the step before the first had come from pure noise: nothing to remember.
-    carry = (x, jnp.zeros_like(x), jnp.full_like(levels.alpha[0], -jnp.inf))
-    (x, _, _), trace = integrate(step, carry, key, levels)
-    return x, trace
+def dpmpp_3m(
+    key: Keys,
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Float[Array, "B *d"],
+    ts: Float[Array, "steps_plus_1"],
+    *,
+    solver_type: str = "midpoint",
+    half_curvature: bool = False,
+    lower_order_final_below: Real = 15,
+    euler_at_final: bool = False,
+) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
+    """DPM-Solver++, multistep, of order 3: x0 is a parabola in lambda.
+
+    `half_curvature` is the published code's, of order 2: see `dpm_multistep`.
+    """
+    return dpm_multistep(
+        key,
+        denoise,
+        schedule,
+        x,
+        ts,
+        order=3,
+        form="x0",
+        solver_type=solver_type,
+        half_curvature=half_curvature,
+        lower_order_final_below=lower_order_final_below,
+        euler_at_final=euler_at_final,
+    )
+
+
+def dpmpp_2s(
+    key: Keys,
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Float[Array, "B *d"],
+    ts: Float[Array, "steps_plus_1"],
+) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
+    """DPM-Solver++(2S), algorithm 1 with r = 1/2: x0 is that of the middle in lambda."""
+    return dpm_solver(key, denoise, schedule, x, ts, order=2, form="x0")
