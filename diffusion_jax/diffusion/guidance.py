@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.diffusion import guidance_rules as rules
 from diffusion_jax.diffusion import guidance_scales, parameterization, process
@@ -330,7 +330,9 @@ def _scale_at(scale: Scale, level: NoiseLevel, x: Float[Array, "B *d"]) -> Array
     return process.align(jnp.asarray(scale, jnp.promote_types(x.dtype, jnp.float32)), x)
 
 
-def _where(condition: Array, yes: Prediction, no: Prediction) -> Prediction:
-    return jax.tree.map(
-        lambda a, b: jnp.where(process.align(condition, a), a, b), yes, no
-    )
+def _where(condition: Bool[Array, "*b"], yes: Prediction, no: Prediction) -> Prediction:
+    def chosen(a: Float[Array, "B *d"], b: Float[Array, "B *d"]) -> Array:
+        axes = range(condition.ndim, a.ndim)
+        return jnp.where(jnp.expand_dims(condition, axes), a, b)
+
+    return jax.tree.map(chosen, yes, no)

@@ -20,12 +20,12 @@ from diffusion_jax.diffusion import parameterization
 from diffusion_jax.diffusion.parameterization import Parameterization
 from diffusion_jax.diffusion.process import NoiseLevel, Prediction, Real, align
 
-Rule = Callable[[NoiseLevel, Array, Prediction, Prediction], Prediction]
+Rule = Callable[[NoiseLevel, Real | Array, Prediction, Prediction], Prediction]
 Rescale = Callable[[NoiseLevel, Prediction, Prediction], Prediction]
 
 
 def extrapolated(
-    level: NoiseLevel, scale: Array, given: Prediction, without: Prediction
+    level: NoiseLevel, scale: Real | Array, given: Prediction, without: Prediction
 ) -> Prediction:
     """without + scale * (given - without); exactly `given` at scale 1."""
     return Prediction(
@@ -37,7 +37,7 @@ def extrapolated(
 
 def projected(
     level: NoiseLevel,
-    scale: Array,
+    scale: Real | Array,
     given: Prediction,
     without: Prediction,
     *,
@@ -72,7 +72,7 @@ def projected(
 
 def optimized(
     level: NoiseLevel,
-    scale: Array,
+    scale: Real | Array,
     given: Prediction,
     without: Prediction,
     *,
@@ -90,7 +90,7 @@ def optimized(
 
 
 def renoised(
-    level: NoiseLevel, scale: Array, given: Prediction, without: Prediction
+    level: NoiseLevel, scale: Real | Array, given: Prediction, without: Prediction
 ) -> Prediction:
     """x0 extrapolated, eps that of `without` (CFG++, Chung et al., 2024, algorithm 2).
 
@@ -104,7 +104,7 @@ def renoised(
 
 def normalized(
     level: NoiseLevel,
-    scale: Array,
+    scale: Real | Array,
     given: Prediction,
     without: Prediction,
     *,
