@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Float64
 
 from diffusion_jax.diffusion import schedule_protocol
 from diffusion_jax.diffusion.process import NoiseLevel, Real
+from diffusion_jax.diffusion.schedule_protocol import Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +87,14 @@ class ZeroTerminalSNR:
     alpha, implementations end at `terminal_alpha2` = 2**-24 in place of 0.
     """
 
-    wrapped: Discrete = dataclasses.field(default_factory=Discrete)
+    wrapped: Schedule = dataclasses.field(default_factory=Discrete)
     terminal_alpha2: Real = 0.0
 
     def __post_init__(self):
-        if not isinstance(self.wrapped, Discrete):
+        if self.wrapped.num_steps is None:
             raise TypeError(
-                f"ZeroTerminalSNR wraps a Discrete schedule, got {self.wrapped!r}"
+                "ZeroTerminalSNR wraps a schedule of whole steps, Discrete or a "
+                f"wrapper of it, got {self.wrapped!r}"
             )
         if np.isinf(self.wrapped.log_ratios[-1]):
             raise ValueError(f"{self.wrapped!r} ends in pure noise already")
@@ -206,7 +208,7 @@ def _log_ratios(schedule: Discrete) -> Float64[np.ndarray, "num_steps"]:
 
 @functools.cache
 def _zero_terminal_log_ratios(
-    schedule: Discrete, terminal_alpha2: Real
+    schedule: Schedule, terminal_alpha2: Real
 ) -> Float64[np.ndarray, "num_steps"]:
     ratios = schedule.log_ratios
     alpha = np.exp(-0.5 * np.logaddexp(0, 2 * ratios))

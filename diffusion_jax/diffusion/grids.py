@@ -20,7 +20,7 @@ from diffusion_jax.diffusion.noise_grids import (
     uniform_logsnr,
     vp,
 )
-from diffusion_jax.diffusion.respaced_grids import distilled, respaced
+from diffusion_jax.diffusion.respaced_grids import distilled, respaced, thinned
 from diffusion_jax.diffusion.shifted_grids import resolution_shifted, sd3, shifted
 from diffusion_jax.diffusion.time_grids import (
     explicit,
@@ -38,7 +38,7 @@ __all__ = ["GRIDS", "Grid", "align_your_steps", "beta", "crash", "distilled"]
 __all__ += ["explicit", "exponential", "from_sigmas", "karras", "kl_optimal", "laplace"]
 __all__ += ["leading", "leading_open", "linspace", "linspace_open", "polyexponential"]
 __all__ += ["quadratic", "resolution_shifted", "respaced", "sd3", "shifted"]
-__all__ += ["trailing", "uniform_logsnr", "vp"]
+__all__ += ["thinned", "trailing", "uniform_logsnr", "vp"]
 
 GRIDS = {
     "leading": leading,
@@ -51,6 +51,7 @@ GRIDS = {
     "from_sigmas": from_sigmas,
     "respaced": respaced,
     "distilled": distilled,
+    "thinned": thinned,
     "karras": karras,
     "exponential": exponential,
     "polyexponential": polyexponential,

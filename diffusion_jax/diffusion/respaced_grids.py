@@ -1,16 +1,18 @@
-"""Grids of some of the whole steps, as improved DDPM and consistency models take them.
+"""Grids of some steps of a longer one, as improved DDPM and consistency models take them.
 
 Formulae count whole steps from 0, as networks hear them; the times are one more.
 """
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion import visited_times
+from diffusion_jax.diffusion import noise_grids, visited_times
 from diffusion_jax.diffusion.process import Real
 from diffusion_jax.diffusion.schedule_protocol import Schedule
+from diffusion_jax.diffusion.visited_times import Grid
 
 PRESETS = {"fast27": (10, 10, 3, 2, 2)}  # GLIDE (Nichol et al., 2022; arXiv:2112.10741)
 
@@ -68,6 +70,28 @@ def distilled(
     originals = np.arange(kept, 0, -1) * (num_steps // original_steps)
     chosen = np.floor(np.linspace(0, kept, steps, endpoint=False)).astype(int)
     return visited_times.finish(schedule, originals[chosen].astype(float), end)
+
+
+def thinned(
+    schedule: Schedule,
+    steps: int,
+    *,
+    original_steps: int = 40,
+    of: Grid = noise_grids.karras,
+    end: Real = 0,
+) -> Float[Array, "steps_plus_1"]:
+    """Every (original_steps // steps)-th time of the grid `of`, from the noisiest.
+
+    How consistency models (Song et al., 2023, algorithm 1; arXiv:2303.01469) visit the
+    grid that they were trained on. The published code has `end=schedule.t_min`.
+    """
+    visited_times.check_steps(steps)
+    if steps > original_steps:
+        raise ValueError(f"{steps} steps of original_steps = {original_steps}")
+    with jax.ensure_compile_time_eval():
+        times = np.asarray(of(schedule, original_steps), float)[:-1]
+    times = times[:: original_steps // steps][:steps]
+    return visited_times.finish(schedule, times, end)
 
 
 def _counts(sections: int | str | tuple[int, ...]) -> tuple[int, ...]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Float64
 
 from diffusion_jax.diffusion.continuous_schedules import (
     RectifiedFlow,
@@ -51,6 +52,11 @@ class ShiftedSNR:
     def t_max(self) -> Real:
         return self.wrapped.t_max
 
+    @property
+    def log_ratios(self) -> Float64[np.ndarray, "num_steps"]:
+        """log(sigma / alpha) at t = 1 .. num_steps, where the wrapped has them."""
+        return self.wrapped.log_ratios - self.shift / 2
+
     def __call__(self, t: Float[Array, "*b"]) -> NoiseLevel:
         alpha, sigma, time = self.wrapped(t)
         sigma = jnp.exp(-jnp.asarray(self.shift, sigma.dtype) / 2) * sigma
@@ -79,7 +85,9 @@ class WholeTimes:
     """The wrapped schedule, of which the network hears whole steps only.
 
     alpha and sigma stay exact. `rounding` is "nearest", as published solvers do with
-    the grid of Karras et al., or "down", as they do with some others.
+    the grid of Karras et al., or "down", as they do with some others; or "below", which
+    is down from whole steps too: so theirs goes at the noisiest step, where their
+    rounding errors leave it just below its whole number (999 heard as 998).
     """
 
     wrapped: Schedule = dataclasses.field(default_factory=Discrete)
@@ -103,6 +111,11 @@ class WholeTimes:
     def t_max(self) -> Real:
         return self.wrapped.t_max
 
+    @property
+    def log_ratios(self) -> Float64[np.ndarray, "num_steps"]:
+        """log(sigma / alpha) at t = 1 .. num_steps, where the wrapped has them."""
+        return self.wrapped.log_ratios
+
     def __call__(self, t: Float[Array, "*b"]) -> NoiseLevel:
         return self._heard(self.wrapped(t))
 
@@ -122,10 +135,14 @@ class WholeTimes:
 
 def _down(time: Float[Array, "*b"]) -> Float[Array, "*b"]:
     # A step that float32 leaves just below its whole number is that step.
-    return jnp.floor(time + 1e-3)
+    return jnp.floor(time + 2e-4)
 
 
-ROUNDINGS = {"nearest": jnp.round, "down": _down}
+def _below(time: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    return jnp.maximum(jnp.ceil(time - 2e-4) - 1, 0)
+
+
+ROUNDINGS = {"nearest": jnp.round, "down": _down, "below": _below}
 
 
 def _total(

@@ -48,11 +48,16 @@ def leading_open(
 
 
 def trailing(
-    schedule: Schedule, steps: int, *, end: Real = 0
+    schedule: Schedule, steps: int, *, first: Real | None = None, end: Real = 0
 ) -> Float[Array, "steps_plus_1"]:
-    """From t_max evenly towards 0 (Lin et al., 2023, table 2); whole steps stay so."""
+    """From `first`, t_max unless given, evenly towards 0; whole steps stay so.
+
+    Lin et al. (2023), table 2; arXiv:2305.08891.
+    """
     visited_times.check_steps(steps)
-    times = schedule.t_max - np.arange(steps) * (schedule.t_max / steps)
+    first = schedule.t_max if first is None else first
+    # Rounding errors decide the halves: these are those of the published code.
+    times = np.arange(first, 0, -first / steps)[:steps]
     if schedule.num_steps is not None:
         times = np.round(times)
     return visited_times.finish(schedule, times, end)

@@ -74,4 +74,4 @@ def finish(
         raise ValueError(f"end = {end} lies below clean data, t = 0")
     if end > times[-1]:
         raise ValueError(f"end = {end} lies above the last time, {times[-1]:g}")
-    return jnp.asarray([*times, end], float)
+    return jnp.asarray(np.append(times, end), float)
