@@ -201,13 +201,17 @@ def stage(config: ConfigDict) -> Stage:
         choose("sampler", SAMPLERS, sampling.sampler),
         choose("grid", grids.GRIDS, sampling.grid),
         sampling.steps,
-        **guide(sampling.guidance, made),
+        **guide(sampling.guidance, made.parameterization, made.schedule),
         clip=clip(sampling.get("clip")),
         learned_variance=learns_variance(config),
     )
 
 
-def guide(spec: Spec | Real, made: latent_diffusion.Objective) -> dict[str, Any]:
+def guide(
+    spec: Spec | Real,
+    p: parameterization.Parameterization,
+    noise: schedules.Schedule,
+) -> dict[str, Any]:
     """The fields of a Stage that say how it is guided.
 
     `spec` is a scale, or a name of GUIDANCE with its options and any of: `scale`;
@@ -223,14 +227,13 @@ def guide(spec: Spec | Real, made: latent_diffusion.Objective) -> dict[str, Any]
     if "space" in options:
         options["space"] = parameterizer(options["space"])
     if "rescale" in options:
-        phi = options["rescale"]
-        options["rescale"] = guidance_rules.rescale(made.parameterization, phi)
+        options["rescale"] = guidance_rules.rescale(p, options["rescale"])
     chosen = choose("guidance", guidance.GUIDANCE, options)
     if curve is not None:
         curve = dict(curve)
         along = {name: curve.pop(name) for name in ("start", "least") if name in curve}
         curve = choose("curve", CURVES, curve)
-        chosen = guidance.scheduled(chosen, curve, made.schedule, **along)
+        chosen = guidance.scheduled(chosen, curve, noise, **along)
     if interval is not None:
         above, up_to = interval
         chosen = guidance.limited(chosen, above=above, up_to=up_to)
