@@ -63,7 +63,9 @@ def sample(
         return stage.network.apply({"params": params}, x, time, cond)
 
     shape = (len(keys), *shape)
-    conditional = denoiser.from_network(network, stage.parameterization)
+    conditional = denoiser.from_network(
+        network, stage.parameterization, learned_variance=stage.learned_variance
+    )
     if null is None:
 
         def denoise(x, level):
