@@ -98,7 +98,8 @@ def _inverse_tails(
 
     low = jnp.full_like(below, jnp.min(centres) - spread)
     high = jnp.full_like(below, jnp.max(centres) + spread)
-    low, high = jax.lax.fori_loop(0, 64, halve, (low, high))
+    bits = jnp.finfo(below.dtype).nmant + 10  # 2**10 for the bracket's width
+    low, high = jax.lax.fori_loop(0, bits, halve, (low, high))
     return (low + high) / 2
 
 
