@@ -20,6 +20,7 @@ from diffusion_jax.diffusion.samplers import (
     dpm2,
     dpm_solver,
     dpmpp,
+    dpmpp_sde,
     edm,
     flow,
     heun,
@@ -27,6 +28,7 @@ from diffusion_jax.diffusion.samplers import (
     lms,
     pndm,
     repaint,
+    sa_solver,
     unipc,
 )
 from diffusion_jax.diffusion.schedules import Schedule
@@ -69,6 +71,11 @@ SAMPLERS = {
     "dpm2": dpm2.dpm2,
     "dpm2_ancestral": dpm2.dpm2_ancestral,
     "dpmpp_2s_ancestral": ancestral.dpmpp_2s_ancestral,
+    "dpmpp_sde": dpmpp_sde.dpmpp_sde,
+    "dpmpp_2m_sde": dpmpp_sde.dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpmpp_sde.dpmpp_3m_sde,
+    "dpm_multistep_sde": dpmpp_sde.dpm_multistep_sde,
+    "sa_solver": sa_solver.sa_solver,
     "analytic_dpm": analytic_dpm.analytic_dpm,
     "consistency": consistency.consistency,
     "lcm": consistency.lcm,

@@ -35,8 +35,8 @@ def edm(
     """Algorithm 2, which without churn is `heun`; s_min and s_max bound sigma / alpha.
 
     The defaults are deterministic; the paper's ImageNet-64 was sampled with (40, 0.05,
-    50, 1.003). Churn ends where the schedule does. Without `second_order`, `euler` with
-    churn. A step to clean data, or from pure noise, is an Euler step.
+    50, 1.003). On schedules of whole steps churn ends at the last. A step to clean data,
+    or from pure noise, is an Euler step; all are without `second_order`.
     """
     growth = jnp.minimum(s_churn / (len(ts) - 1), MAX_GROWTH)
 
@@ -46,7 +46,8 @@ def edm(
         ratio = _ratio(here)
         is_churned = (s_min <= ratio) & (ratio <= s_max) & (here.alpha > 0)
         hat = _noisier(schedule, here, jnp.where(is_churned, growth, 0.0))
-        added = jnp.sqrt(jnp.maximum(_ratio(hat) ** 2 - ratio**2, 0.0))
+        gap = jnp.maximum(_ratio(hat) - ratio, 0.0)  # exactly 0 without churn
+        added = jnp.sqrt(gap * (gap + 2 * ratio))
         scale = hat.alpha / jnp.where(here.alpha > 0, here.alpha, 1.0)
         scale = jnp.where(here.alpha > 0, scale, 1.0)
         x = scale * x + hat.alpha * added * s_noise * normal_like(key, x)
