@@ -94,13 +94,17 @@ class Sigmoid:
 
     def inverse(self, logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
         logsnr = schedule_protocol.real(logsnr)
-        length = (self.end - self.start) / self.tau
-        first = 1 / (1 + np.exp(-self.start / self.tau))
-        last = 1 / (1 + np.exp(-self.end / self.tau))
-        above = (last - first) * jax.nn.sigmoid(-logsnr)
-        # logit(first + above) - logit(first), which is exact where above is small.
-        rise = jnp.log1p(above / first) - jnp.log1p(-above / (1 - first))
-        return jnp.clip(rise / length, 0, 1)
+        first, last = self.start / self.tau, self.end / self.tau
+        height = 1 / (1 + np.exp(-last)) - 1 / (1 + np.exp(-first))
+        # logit(p + d) - logit(p), counted from the end that is near: d is then exact.
+        above = height * jax.nn.sigmoid(-logsnr)
+        rise = jnp.log1p(above * (1 + np.exp(-first)))
+        rise = rise - jnp.log1p(-above * (1 + np.exp(first)))
+        below = height * jax.nn.sigmoid(logsnr)
+        fall = jnp.log1p(below * (1 + np.exp(last)))
+        fall = fall - jnp.log1p(-below * (1 + np.exp(-last)))
+        length = last - first
+        return jnp.where(logsnr > 0, rise / length, 1 - fall / length)
 
     def at_logsnr(self, logsnr: Float[Array, "*b"]) -> NoiseLevel:
         return self(self.inverse(logsnr))
