@@ -31,7 +31,7 @@ def gaussian(x, level, mean=MEAN, std=STD):
 
 def anisotropic(x, level):
     """The same, with one standard deviation for each dimension."""
-    return gaussian(x, level, MEAN, STDS)
+    return gaussian(x, level, MEAN, jnp.asarray(STDS, x.dtype))
 
 
 def anisotropic_flow(x, here, there):

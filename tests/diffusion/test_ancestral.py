@@ -186,6 +186,26 @@ def test_the_optimal_variance_is_exact_on_a_gaussian_in_two_steps(eta, schedule)
     assert analytic(levels, power, eta, 0.0, jnp.inf).std() < 0.97 * std
 
 
+def test_the_bound_is_that_of_the_spread_of_x0():
+    """Theorem 2: the bound of the data stands in for what eps does not say."""
+    levels = SCHEDULE(THREE[:2])
+    here, there = (exact.at(levels, i) for i in (0, 1))
+    _, noisy = marginal(here, exact.MEAN, exact.STD)
+    spread = exact.STD * here.sigma / noisy  # of x0, once x is known
+    x = analytic(levels, jnp.zeros(1), 1.0, spread, jnp.inf)
+    mean, std = marginal(there, exact.MEAN, exact.STD)
+    assert_allclose((x.mean(), x.std()), (mean, std), atol=0.01 * std)
+
+
+def test_eps_says_nothing_of_x0_from_pure_noise():
+    levels = schedules.ZeroTerminalSNR()(jnp.asarray([1000.0, 500.0]))
+    samples = [
+        analytic(levels, jnp.asarray([power]), 1.0, jnp.inf, jnp.inf)
+        for power in (1.0, 0.5)
+    ]
+    assert_allclose(*samples)
+
+
 def test_data_bounded_to_a_point_leave_ddim():
     levels = SCHEDULE(THREE)
     power = eps_power_of(exact.STD, levels)

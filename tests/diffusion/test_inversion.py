@@ -32,9 +32,11 @@ def there_and_back(name, levels, x, corrections):
     return noise, again
 
 
-def levels_of(schedule, steps, low=0.05):
-    ends = schedule.inverse(-2 * jnp.log(jnp.asarray([5.0, low])))
-    return schedule(jnp.linspace(*jnp.sqrt(ends), steps + 1) ** 2)
+def levels_of(schedule, steps, end=None):
+    """From sigma / alpha = 5 to 0.05, then `end`."""
+    ends = schedule.inverse(-2 * jnp.log(jnp.asarray([5.0, 0.05])))
+    ts = jnp.linspace(*jnp.sqrt(ends), steps + 1) ** 2
+    return schedule(ts if end is None else jnp.append(ts, end))
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "flow_heun"])
@@ -58,18 +60,16 @@ def test_noise_and_round_trip_converge_with_the_order_of_the_solver(name, schedu
 
 def test_corrections_make_the_round_trip_exact(schedule):
     """In few steps, and from clean data on."""
-    ts = grids.trailing(schedule, 8)
-    t_high = schedule.inverse(jnp.asarray(-3.0))
-    levels = schedule(jnp.concatenate([ts[1:] * t_high / ts[1]]))
+    levels = levels_of(schedule, 16, end=0.0)
     x = jnp.asarray(DATA, jnp.float32)
     errors = [
         np.abs(there_and_back("ddim", levels, x, corrections)[1] - x).max()
-        for corrections in (0, 1, 100)
+        for corrections in (0, 1, 50)
     ]
     print(schedule, errors)
-    assert errors[0] > 0.01
+    assert errors[0] > 0.1
     assert errors[1] < errors[0]
-    assert errors[2] < 2e-4
+    assert errors[2] < 1e-4
 
 
 def test_inversion_of_a_noiseless_grid_is_its_mirror():
@@ -88,6 +88,16 @@ def test_inversion_of_a_noiseless_grid_is_its_mirror():
     assert_allclose(times, [99.0, 499.0, 899.0])
     assert_allclose(trace[0], x, atol=1e-6)
     assert noise.shape == x.shape and trace.shape == (3, 6)
+
+
+def test_an_inverted_sampler_visits_the_grid_from_its_end():
+    schedule = schedules.Discrete()
+    ts = jnp.asarray([900.0, 500.0, 100.0, 1.0])
+    x = jax.random.normal(KEY, (6,))
+    backwards = inversion.inverted(SAMPLERS["euler"])
+    got, _ = backwards(KEY, exact.gaussian, schedule, x, ts)
+    expected, _ = exact.run("euler", exact.gaussian, KEY, x, schedule(ts[::-1]))
+    assert_allclose(got, expected, atol=1e-5)
 
 
 def test_gradients_are_finite_from_clean_data_to_pure_noise():

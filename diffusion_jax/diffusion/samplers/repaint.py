@@ -73,8 +73,8 @@ def visits(
 ) -> Int[np.ndarray, "evaluations_plus_1"]:
     """Indices into the grid at which the network is evaluated, then the end.
 
-    The published schedule: from first_jump steps before the end, and from every jump_length-th step
-    above it, the sample jumps jump_length steps back, jump_n_sample - 1 times each.
+    The published schedule: first_jump steps before the end, and at every jump_length-th
+    step above that, the sample jumps jump_length steps back, jump_n_sample - 1 times.
     """
     starts = range(first_jump, steps - jump_length + first_jump, jump_length)
     jumps = dict.fromkeys(starts, jump_n_sample - 1)
