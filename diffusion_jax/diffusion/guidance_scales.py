@@ -1,8 +1,9 @@
 """Guidance scales that depend on the noise level, and the curves they follow.
 
 A curve is a function of the way from noise (0) to data (1), and says by how much the
-guidance at that point of the way is multiplied. Those of Wang et al. (2024;
-arXiv:2404.13040) have mean 1, so none of them guides more in all than `constant`.
+guidance at that point of the way is multiplied. Most are the heuristics of Wang et al.
+(2024, section 4; arXiv:2404.13040). All but `power_cosine` have mean 1, so that they
+guide no more in all than `constant`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +35,21 @@ from diffusion_jax.types import Conditioning
 # Old code in diffusers, where it meets a new NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 
-SCHEDULES = {
-    "discrete": schedules.Discrete()(jnp.asarray(400.0)),
-    "flow": schedules.RectifiedFlow()(jnp.asarray(0.8)),
-}
-SPACES = {
-    name: parameterization.PARAMETERIZATIONS[name]() for name in ("eps", "v", "flow")
+
+class Published(NamedTuple):
+    """What a network of this kind puts out, and a level it hears."""
+
+    space: parameterization.Parameterization
+    level: process.NoiseLevel
+
+
+STABLE_DIFFUSION = schedules.Discrete()(jnp.asarray(400.0))
+PUBLISHED = {
+    "eps": Published(parameterization.eps(), STABLE_DIFFUSION),
+    "v": Published(parameterization.v(), STABLE_DIFFUSION),
+    "flow": Published(
+        parameterization.flow(), schedules.RectifiedFlow()(jnp.asarray(0.8))
+    ),
 }
 X, GIVEN, WITHOUT = np.asarray(jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 3)))
 GIVEN, WITHOUT = 1.5 * GIVEN + 0.2, WITHOUT + 0.7 * GIVEN
@@ -54,8 +64,8 @@ def output(x, time, cond):
     return outputs[which, jnp.arange(len(x)) % 2]
 
 
-def largest_difference(guide, combined, name, level):
-    space = SPACES[name]
+def largest_difference(guide, combined, published):
+    space, level = published
     denoise = denoiser.from_network(output, space)
     x = jnp.asarray(X)
     pred = guide(denoise, COND, NULL, SCALE)(x, level)
@@ -70,27 +80,22 @@ def both():
     return torch.from_numpy(GIVEN.copy()), torch.from_numpy(WITHOUT.copy())
 
 
-@pytest.fixture(params=SPACES)
-def space(request):
-    return request.param
-
-
-@pytest.fixture(params=SCHEDULES)
-def level(request):
-    return SCHEDULES[request.param]
+@pytest.fixture(params=PUBLISHED)
+def published(request):
+    return PUBLISHED[request.param]
 
 
 @pytest.mark.parametrize("phi", [0.0, 0.7, 1.0])
-def test_rescaled_classifier_free_guidance(space, level, phi):
+def test_rescaled_classifier_free_guidance(published, phi):
     guider = guiders.ClassifierFreeGuidance(guidance_scale=SCALE, guidance_rescale=phi)
-    rescale = guidance_rules.rescale(SPACES[space], phi)
+    rescale = guidance_rules.rescale(published.space, phi)
     ours = functools.partial(guidance.classifier_free, rescale=rescale)
     theirs = guider.forward(*both()).pred
-    assert largest_difference(ours, theirs, space, level) < 5e-5
+    assert largest_difference(ours, theirs, published) < 5e-5
 
 
 @pytest.mark.parametrize("eta, threshold", [(1.0, 0.0), (0.0, 0.0), (0.3, 4.0)])
-def test_adaptive_projected_guidance(space, level, eta, threshold):
+def test_adaptive_projected_guidance(published, eta, threshold):
     """In the network's output, and written as in the paper: from the condition on."""
     guider = guiders.AdaptiveProjectedGuidance(
         guidance_scale=SCALE - 1,
@@ -103,14 +108,14 @@ def test_adaptive_projected_guidance(space, level, eta, threshold):
         guidance.apg,
         eta=eta,
         threshold=threshold or math.inf,
-        space=SPACES[space],
-        rescale=guidance_rules.rescale(SPACES[space], 0.5),
+        space=published.space,
+        rescale=guidance_rules.rescale(published.space, 0.5),
     )
     theirs = guider.forward(*both()).pred
-    assert largest_difference(ours, theirs, space, level) < 5e-5
+    assert largest_difference(ours, theirs, published) < 5e-5
 
 
-def test_the_momentum_of_adaptive_projected_guidance(space, level):
+def test_the_momentum_of_adaptive_projected_guidance(published):
     guider = guiders.AdaptiveProjectedGuidance(
         guidance_scale=SCALE - 1,
         adaptive_projected_guidance_rescale=10.0,
@@ -124,26 +129,26 @@ def test_the_momentum_of_adaptive_projected_guidance(space, level):
         threshold=10.0,
         momentum=-0.5,
         memory=jax.new_ref(jnp.zeros(X.shape)),
-        space=SPACES[space],
+        space=published.space,
     )
     for _ in range(3):
         theirs = guider.forward(*both()).pred
-        assert largest_difference(ours, theirs, space, level) < 5e-5
+        assert largest_difference(ours, theirs, published) < 5e-5
 
 
-def test_cfg_zero_star(space, level):
+def test_cfg_zero_star(published):
     guider = guiders.ClassifierFreeZeroStarGuidance(
         guidance_scale=SCALE, zero_init_steps=1
     )
-    ours = functools.partial(guidance.cfg_zero_star, space=SPACES[space])
+    ours = functools.partial(guidance.cfg_zero_star, space=published.space)
     for step, zero_from in ((0, 0.0), (1, math.inf)):
         guider.set_state(step, 10, torch.tensor([0]))
         theirs = guider.forward(*both()).pred
         guide = functools.partial(ours, zero_from=zero_from)
-        assert largest_difference(guide, theirs, space, level) < 5e-5
+        assert largest_difference(guide, theirs, published) < 5e-5
 
 
-def test_autoguidance(space, level):
+def test_autoguidance(published):
     guider = guiders.AutoGuidance(
         guidance_scale=SCALE,
         auto_guidance_layers=[0],
@@ -156,11 +161,11 @@ def test_autoguidance(space, level):
             functools.partial(lambda x, level, told: denoise(x, level, told), told=told)
             for told in (cond, null)
         )
-        rescale = guidance_rules.rescale(SPACES[space], 0.7)
+        rescale = guidance_rules.rescale(published.space, 0.7)
         return guidance.autoguidance(good, weak, scale, rescale=rescale)
 
     theirs = guider.forward(*both()).pred
-    assert largest_difference(ours, theirs, space, level) < 5e-5
+    assert largest_difference(ours, theirs, published) < 5e-5
 
 
 @pytest.mark.parametrize("largest", [1.0, 1.5, 100.0])
@@ -174,13 +179,14 @@ def test_dynamic_thresholding(largest, quantile):
     x0 = np.concatenate([0.2 * GIVEN[:1], 2.0 * WITHOUT[:1]])
     channels_first = torch.from_numpy(np.moveaxis(x0, -1, 1).copy())
     expected = np.moveaxis(scheduler._threshold_sample(channels_first).numpy(), 1, -1)
-    level = SCHEDULES["discrete"]
     thresholded = denoiser.thresholded(
         lambda x, level: process.from_x0(x, jnp.asarray(x0), level),
         quantile=quantile,
         largest=largest,
     )
-    np.testing.assert_allclose(thresholded(jnp.asarray(X), level).x0, expected, 1e-5)
+    np.testing.assert_allclose(
+        thresholded(jnp.asarray(X), STABLE_DIFFUSION).x0, expected, 1e-5
+    )
 
 
 @pytest.mark.parametrize("rederive_eps", [True, False])
@@ -205,7 +211,7 @@ def test_a_ddim_step_with_clipped_x0(clipping, rederive_eps, prediction):
         torch.from_numpy(np.moveaxis(X, -1, 1).copy()),
         use_clipped_model_output=rederive_eps,
     )
-    space = SPACES["eps" if prediction == "epsilon" else "v"]
+    space = PUBLISHED["eps" if prediction == "epsilon" else "v"].space
     conditional = denoiser.from_network(output, space)
     options = (
         {"bound": 0.8} if clipping == "static" else {"quantile": 0.9, "largest": 3}
