@@ -146,7 +146,7 @@ def _runge_kutta(
     """The classical step, with slopes at its start, twice in the middle and at its end."""
     start, middle, end = levels
 
-    def ahead(share: float, slope: Any) -> Any:
+    def ahead(share: Real, slope: Any) -> Any:
         return jax.tree.map(lambda a, da: a + share * length * da, state, slope)
 
     first = slope(state, start)

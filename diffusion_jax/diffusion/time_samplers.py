@@ -65,8 +65,8 @@ def drawn(
             return -process.logsnr(schedule(t)), t
 
         _, weight, t = jax.jvp(noise, (u,), (jnp.ones_like(u),), has_aux=True)
-        # Times that were moved to an end without signal count for nothing: 0 * inf.
-        return Times(t, jnp.where(jnp.isnan(weight), 0.0, weight))
+        # Times that were moved or rounded to an end without signal count for nothing.
+        return Times(t, jnp.where(jnp.isfinite(weight), weight, 0.0))
 
     return sample
 

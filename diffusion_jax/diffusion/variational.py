@@ -177,7 +177,7 @@ def continuous_bound(
     return Bound(
         prior_bound(x0, most, data_std),
         times.weight * _total(error**2) / 2,
-        _reconstruction(x0, normal_like(prior_key, x0), least, num_bins),
+        reconstruction(x0, normal_like(prior_key, x0), least, num_bins),
     )
 
 
@@ -191,7 +191,7 @@ def prior_bound(
     return _total(square + jnp.expm1(excess) - excess) / 2
 
 
-def _reconstruction(
+def reconstruction(
     x0: Float[Array, "B *d"],
     eps: Float[Array, "B *d"],
     level: NoiseLevel,
