@@ -2,8 +2,8 @@
 
 Their ends are the schedule's t_min and t_max; or, `within` another grid, that one's
 first and last time, as published Euler and Heun samplers have it; or sigma_min and
-sigma_max (values of sigma / alpha). `over` "time", the same is done to t in place of
-sigma / alpha, as is usual on a rectified flow, where t is sigma.
+sigma_max (values of sigma / alpha). `over` "time", t takes the place of sigma / alpha in
+all of this, as is usual on a rectified flow, where t is sigma.
 """
 
 from __future__ import annotations
