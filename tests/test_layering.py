@@ -12,7 +12,7 @@ SIBLINGS = {"diffusion", "models", "data", "training", "evaluation"}
 ARROWS = {
     "types": set(),
     **{sibling: {"types"} for sibling in SIBLINGS},
-    "weights": {"types", "models"},
+    "weights": {"types", "models", "diffusion"},
     "tasks": {"types", "diffusion", "models"},
     "pipelines": {"types", "diffusion", "models"},
 }

@@ -1,245 +1,199 @@
-"""Samplers against diffusers' schedulers, with one toy network and the same noise.
+"""Samplers against diffusers' schedulers: one config, one toy network, the same noise.
 
-DDIMScheduler with linspace spacing is left out: it steps to t - T // n, which is not
-the next time of its own list. HeunDiscreteScheduler has no x0 prediction.
+Every case is a scheduler_config.json. diffusers makes its class of it and runs it as its
+pipelines do; `weights.scheduler_config` reads it as a recipe for the samplers here. The
+largest difference, over the largest value of the sample, is printed for each (pytest
+-s), and so is why a class or a setting is left out.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
+
+from scheduler_cases import CASES, SHAPE, STEPS
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from diffusion_jax.diffusion import grids, parameterization, schedules
 from diffusion_jax.diffusion.denoiser import from_network
-from diffusion_jax.diffusion.samplers import SAMPLERS, integrate
+from diffusion_jax.diffusion.samplers import brownian
 from diffusion_jax.types import Conditioning
+from diffusion_jax.weights import scheduler_config
 
 # Old code in diffusers, where it meets a new NumPy.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
+pytestmark = pytest.mark.filterwarnings("ignore")
 
-STABLE_DIFFUSION = dict(
-    beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
-)
-PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-STEPS = [5, 10, 25]
-KEY = jax.random.key(0)
-NOISE = np.asarray(jax.random.normal(jax.random.key(1), (2, 4, 4, 3)))
-GRIDS = {
-    "leading": functools.partial(grids.leading, end=0),
-    "trailing": grids.trailing,
-    "linspace": grids.linspace,
-}
+NOISE = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+DRAWS = np.random.default_rng(1).normal(size=(256, *SHAPE)).astype(np.float32)
+TOLERANCE = 1e-4
+
+# ---- both sides ---------------------------------------------------------------------
 
 
-def toy(x, time, cond):
+def toy(case, learned, x, time, cond):
     time = time.reshape(-1, *[1] * (x.ndim - 1))
-    return jnp.tanh(1.3 * x + 0.4 * jnp.sin(time / 100))
+    output = jnp.tanh(1.3 * x + 0.4 * jnp.sin(case.time_scale * time))
+    output = output * (time != case.silent_at)
+    variance = jnp.sin(x) ** 2
+    return jnp.concatenate([output, variance], -1) if learned else output
 
 
-def torch_toy(x, time):
-    return torch.tanh(1.3 * x + 0.4 * torch.sin(time.to(torch.float32) / 100))
+def torch_toy(case, learned, x, time):
+    time = torch.as_tensor(time).to(torch.float32)
+    output = torch.tanh(1.3 * x + 0.4 * torch.sin(case.time_scale * time))
+    output = output * (time != case.silent_at)
+    return torch.cat([output, torch.sin(x) ** 2], 1) if learned else output
 
 
-def denoise_as(p):
-    conditional = from_network(toy, p)
-    return lambda x, level: conditional(x, level, Conditioning())
+class Tape:
+    """The draws of both sides, in order."""
+
+    def __init__(self):
+        self.position = 0
+
+    def next(self, stride=1):
+        draw = DRAWS[self.position]
+        self.position += stride
+        return draw
 
 
-@functools.partial(jax.jit, static_argnames=("name", "schedule"))
-def sample(name, schedule, prediction, ts, options):
-    """`prediction` is an index, so that one compiled program serves them all."""
-    makers = [parameterization.PARAMETERIZATIONS[p] for p in PREDICTIONS.values()]
-    denoisers = [denoise_as(make()) for make in makers]
-
-    def denoise(x, level):
-        return jax.lax.switch(prediction, denoisers, x, level)
-
-    x = jnp.asarray(NOISE)
-    return SAMPLERS[name](KEY, denoise, schedule, x, ts, **options)[0]
+TAPE = Tape()
 
 
-def ours(name, prediction, schedule, ts, **options):
-    return sample(name, schedule, list(PREDICTIONS).index(prediction), ts, options)
+def drawn(*_):
+    """What the samplers draw here: the next of DRAWS, whatever the key."""
+    like = jax.ShapeDtypeStruct(SHAPE, np.float32)
+    return io_callback(TAPE.next, like, ordered=True)
 
 
-def theirs(scheduler, steps, start=1.0, noises=None):
-    """Run a diffusers scheduler as its pipelines do; `start` scales the first x."""
-    scheduler.set_timesteps(steps)
-    x = torch.tensor(NOISE) * start
-    for i, t in enumerate(scheduler.timesteps):
-        options = {} if noises is None else {"variance_noise": noises[i]}
-        output = torch_toy(scheduler.scale_model_input(x, t), t)
+@pytest.fixture(autouse=True, scope="module")
+def _draws_from_the_tape():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.random, "normal", drawn)
+        patch.setattr(brownian, "increment", drawn)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+PROGRAMS = {}
+
+
+def program(recipe, makers, case):
+    """Our sampler, jitted; `index` chooses among the parameterizations."""
+    network = functools.partial(toy, case, recipe.learned_variance)
+    learned = recipe.learned_variance
+
+    def conditional(p):
+        denoise = from_network(network, p, learned_variance=learned)
+        return lambda x, level: denoise(x, level, Conditioning())
+
+    branches = [conditional(p) for p in makers]
+
+    def run(index, ts, arguments):
+        def denoise(x, level):
+            return jax.lax.switch(index, branches, x, level)
+
+        start, end = (recipe.schedule(ts[i]) for i in (0, -1))
+        x = recipe.prior_std(start) * jnp.asarray(NOISE)
+        key, wrapped = jax.random.key(0), recipe.wrap(denoise)
+        options = arguments | (case.static or {})
+        x, _ = recipe.sampler(key, wrapped, recipe.schedule, x, ts, **options)
+        return x, end.alpha
+
+    return jax.jit(run)
+
+
+def ours(recipes, steps, index, case):
+    recipe = recipes[index]
+    makers = [r.parameterization for r in recipes]
+    toy_and_options = (case.time_scale, case.silent_at, case.static)
+    key = repr(
+        (recipe._replace(grid=None, parameterization=None), makers, toy_and_options)
+    )
+    if key not in PROGRAMS:
+        PROGRAMS[key] = program(recipe, makers, case)
+    TAPE.position = 0
+    ts = recipe.grid(recipe.schedule, steps)
+    return jax.device_get(PROGRAMS[key](index, ts, case.traced or {}))
+
+
+def as_torch(value):
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def class_of(kind, case):
+    if not case.torchsde:
+        return getattr(diffusers, kind)
+    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
+    name = {"D": "dpmsolver_sde", "C": "cosine_dpmsolver_multistep"}[kind[0]]
+    return getattr(
+        importlib.import_module(f"diffusers.schedulers.scheduling_{name}"), kind
+    )
+
+
+def theirs(kind, config, steps, case, learned, monkeypatch):
+    scheduler = class_of(kind, case)(**config)
+    module = sys.modules[type(scheduler).__module__]
+    TAPE.position = 0
+
+    def draw(*_, **__):
+        return torch.tensor(TAPE.next(case.draws))
+
+    for name in ("randn_tensor", "BrownianTreeNoiseSampler"):
+        if hasattr(module, name):
+            fake = draw if name == "randn_tensor" else lambda *_, **__: draw
+            monkeypatch.setattr(module, name, fake)
+    scheduler.set_timesteps(steps, **(case.timesteps or {}))
+    x = torch.tensor(NOISE) * getattr(scheduler, "init_noise_sigma", 1.0)
+    scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+    constant = {name: as_torch(value) for name, value in (case.step or {}).items()}
+    following = [*scheduler.timesteps[1:], None]
+    for t, after in zip(scheduler.timesteps, following):
+        options = (
+            dict(prev_timestep=after) if kind == "UnCLIPScheduler" else constant
+        )
+        output = torch_toy(case, learned, scale(x, t), t)
         x = scheduler.step(output, t, x, **options).prev_sample
     return x.numpy()
 
 
-def noises_of(steps):
-    """The noise that our samplers draw, step by step."""
-    keys = integrate.split(KEY, steps)
-    return [
-        torch.tensor(np.asarray(integrate.normal_like(key, jnp.asarray(NOISE))))
-        for key in keys
+def settings():
+    for kind, case in CASES.items():
+        for name, config in case.spacings.items():
+            for steps in STEPS:
+                yield pytest.param(kind, config, steps, id=f"{kind}-{name}-{steps}")
+        for name, config in (case.more or {}).items():
+            yield pytest.param(kind, config, 10, id=f"{kind}-{name}-10")
+
+
+@pytest.mark.parametrize(("kind", "config", "steps"), list(settings()))
+def test_a_sampler_is_its_scheduler(kind, config, steps, monkeypatch, request):
+    case = CASES[kind]
+    kind = kind.split(":")[0]
+    given = config.get("prediction_type")
+    names = [given] if given else case.predictions
+    configs = [config | ({"prediction_type": n} if n else {}) for n in names]
+    recipes = [
+        scheduler_config.read({"_class_name": kind, **c}, tokens=case.tokens)
+        for c in configs
     ]
-
-
-def compare(what, got, expected):
-    difference = np.abs(got - expected).max() / np.abs(expected).max()
-    print(f"parity | {what} | {difference:.1e}")
-    assert difference < 1e-4
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("steps", STEPS)
-def test_ddim(prediction, spacing, eta, steps):
-    is_leading = spacing == "leading"
-    scheduler = diffusers.DDIMScheduler(
-        **STABLE_DIFFUSION,
-        prediction_type=prediction,
-        timestep_spacing=spacing,
-        clip_sample=False,
-        set_alpha_to_one=not is_leading,
-        steps_offset=1,
-    )
-    scheduler.step = functools.partial(scheduler.step, eta=eta)
-    expected = theirs(scheduler, steps, noises=noises_of(steps))
-    schedule = schedules.Discrete()
-    ts = (grids.leading if is_leading else grids.trailing)(schedule, steps)
-    got = ours("ddim", prediction, schedule, ts, eta=eta)
-    compare(f"DDIM eta={eta} {spacing} {prediction} {steps}", got, expected)
-
-
-@pytest.mark.parametrize("steps", [5, 25])
-def test_ddim_from_zero_terminal_snr(steps):
-    scheduler = diffusers.DDIMScheduler(
-        **STABLE_DIFFUSION,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        rescale_betas_zero_snr=True,
-    )
-    schedule = schedules.ZeroTerminalSNR()
-    got = ours("ddim", "v_prediction", schedule, grids.trailing(schedule, steps))
-    compare(f"DDIM zero-SNR trailing v {steps}", got, theirs(scheduler, steps))
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("spacing", GRIDS)
-@pytest.mark.parametrize("steps", STEPS)
-def test_ddpm(prediction, spacing, steps, monkeypatch):
-    scheduler = diffusers.DDPMScheduler(
-        **STABLE_DIFFUSION,
-        prediction_type=prediction,
-        timestep_spacing=spacing,
-        clip_sample=False,
-        steps_offset=1,
-    )
-    noises = iter(noises_of(steps))
-    module = diffusers.schedulers.scheduling_ddpm
-    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(noises))
-    schedule = schedules.Discrete()
-    rounded = {"rounded": True} if spacing == "linspace" else {}
-    ts = GRIDS[spacing](schedule, steps, **rounded)
-    got = ours("ddpm", prediction, schedule, ts)
-    compare(f"DDPM {spacing} {prediction} {steps}", got, theirs(scheduler, steps))
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("spacing", GRIDS)
-@pytest.mark.parametrize("name", ["euler", "heun"])
-@pytest.mark.parametrize("steps", STEPS)
-def test_euler_and_heun(name, prediction, spacing, steps):
-    make = {
-        "euler": diffusers.EulerDiscreteScheduler,
-        "heun": diffusers.HeunDiscreteScheduler,
-    }[name]
-    scheduler = make(
-        **STABLE_DIFFUSION,
-        prediction_type=prediction,
-        timestep_spacing=spacing,
-        steps_offset=1,
-    )
-    schedule = schedules.Discrete()
-    ts = GRIDS[spacing](schedule, steps)
-    # Theirs works on x / alpha.
-    expected = theirs(scheduler, steps, start=1 / float(schedule(ts[0]).alpha))
-    got = ours(name, prediction, schedule, ts)
-    compare(f"{name} {spacing} {prediction} {steps}", got, expected)
-
-
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("spacing", GRIDS)
-@pytest.mark.parametrize("steps", STEPS)
-def test_dpmpp_2m(prediction, spacing, steps):
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        **STABLE_DIFFUSION,
-        prediction_type=prediction,
-        timestep_spacing=spacing,
-        steps_offset=1,
-    )
-    expected = theirs(scheduler, steps)
-    # Its leading and linspace differ from those of the other classes.
-    ts = jnp.asarray([*(scheduler.timesteps.numpy() + 1), 0], jnp.float32)
-    got = ours("dpmpp_2m", prediction, schedules.Discrete(), ts)
-    compare(f"DPM++ 2M {spacing} {prediction} {steps}", got, expected)
-
-
-@pytest.mark.parametrize("steps", [5, 10])
-def test_dpmpp_2m_that_ends_at_the_first_step(steps):
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        **STABLE_DIFFUSION, timestep_spacing="trailing", final_sigmas_type="sigma_min"
-    )
-    schedule = schedules.Discrete()
-    got = ours("dpmpp_2m", "epsilon", schedule, grids.trailing(schedule, steps, end=1))
-    compare(f"DPM++ 2M sigma_min trailing {steps}", got, theirs(scheduler, steps))
-
-
-@pytest.mark.parametrize(
-    ("betas", "theirs_is"),
-    [
-        ("linear", "linear"),
-        ("scaled_linear", "scaled_linear"),
-        ("cosine", "squaredcos_cap_v2"),
-    ],
-)
-def test_schedules(betas, theirs_is):
-    ends = dict(beta_start=0.0001, beta_end=0.02)
-    scheduler = diffusers.DDPMScheduler(beta_schedule=theirs_is, **ends)
-    level = schedules.Discrete(betas, **ends)(jnp.arange(1, 1001.0))
-    expected = np.sqrt(scheduler.alphas_cumprod.numpy())
-    np.testing.assert_allclose(level.alpha, expected, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("steps", [*STEPS, 7, 30])
-def test_times_of_the_grids(steps):
-    schedule = schedules.Discrete()
-    for spacing, grid in GRIDS.items():
-        scheduler = diffusers.DDIMScheduler(
-            **STABLE_DIFFUSION, timestep_spacing=spacing, steps_offset=1
-        )
-        scheduler.set_timesteps(steps)
-        rounded = {"rounded": True} if spacing == "linspace" else {}
-        times = np.asarray(grid(schedule, steps, **rounded))
-        np.testing.assert_array_equal(times[:-1] - 1, scheduler.timesteps.numpy())
-
-
-@pytest.mark.parametrize("steps", [5, 20])
-def test_karras_grid(steps):
-    scheduler = diffusers.EulerDiscreteScheduler(
-        **STABLE_DIFFUSION, use_karras_sigmas=True, timestep_spacing="linspace"
-    )
-    scheduler.set_timesteps(steps)
-    schedule = schedules.Discrete()
-    level = schedule(grids.karras(schedule, steps))
-    ratios = np.asarray(level.sigma / level.alpha)
-    np.testing.assert_allclose(ratios, scheduler.sigmas.numpy(), rtol=1e-4)
-    times = scheduler.timesteps.numpy()
-    np.testing.assert_allclose(level.time[:-1], times, atol=2e-2)
+    name = request.node.callspec.id.split("-")[1]
+    for index, (prediction, config) in enumerate(zip(names, configs)):
+        learned = recipes[index].learned_variance
+        expected = theirs(kind, config, steps, case, learned, monkeypatch)
+        got, alpha = ours(recipes, steps, index, case)
+        if case.in_ratio:
+            expected = expected * alpha
+        difference = np.abs(got - expected).max() / np.abs(expected).max()
+        print(f"parity | {kind} | {name} | {prediction} | {steps} | {difference:.1e}")
+        assert difference < TOLERANCE, prediction
