@@ -123,7 +123,8 @@ class WholeTimes:
         return self.wrapped.inverse(logsnr)
 
     def at_logsnr(self, logsnr: Float[Array, "*b"]) -> NoiseLevel:
-        return self._heard(self.wrapped.at_logsnr(logsnr))
+        """The level itself: midpoints, which no grid rounds, are heard as they are."""
+        return self.wrapped.at_logsnr(logsnr)
 
     def quantile(self, u: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """As of the wrapped schedule."""
