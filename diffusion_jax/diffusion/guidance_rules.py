@@ -161,8 +161,7 @@ def _inner(a: Float[Array, "B *d"], b: Float[Array, "B *d"]) -> Array:
 
 
 def _std(a: Float[Array, "B *d"]) -> Array:
-    # The published code divides by n - 1.
-    return jnp.std(a, axis=range(1, a.ndim), keepdims=True, ddof=1)
+    return jnp.std(a, axis=range(1, a.ndim), keepdims=True)
 
 
 def _nonzero(norm: Array) -> Array:
