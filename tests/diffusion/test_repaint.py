@@ -1,4 +1,4 @@
-"""Laws of RePaint: what is known stays, and resampling brings the rest into agreement."""
+"""Laws of RePaint: what is known stays, and resampling adapts the rest to it."""
 
 from __future__ import annotations
 

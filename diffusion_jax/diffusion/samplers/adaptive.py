@@ -1,8 +1,8 @@
 """DPM-Solver of adaptive step size (Lu et al., 2022, appendix C; arXiv:2206.00927).
 
 In y = x / alpha and lambda = log(alpha / sigma) the probability-flow ODE is
-dy = -exp(-lambda) * eps dlambda. Two formulas that share evaluations differ by about the
-error of the lower one, and from that difference follows the next step.
+dy = -exp(-lambda) * eps dlambda. Two formulas that share evaluations differ by about
+the error of the lower one, and from that difference follows the next step.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ def adaptive(
         tolerance = atol + rtol * jnp.maximum(abs(low), abs(now.y))
         error = jax.lax.stop_gradient(_root_mean_square((high - low) / tolerance))
         accepted = (error <= 1) | is_forced
-        # The step after one cut short by the end starts from what was to be tried.
+        # After a step cut short by the end comes the one that was to be tried. An
+        # example that has arrived takes steps of no length, while others go on.
         grown = step * _growth(error)
         grown = jnp.where(accepted & (step < now.step), now.step, grown)
-        is_on_its_way = left > 0
         reached = jnp.where(step == left, end, now.reached + step)
         return _Progress(
-            _choose(accepted & is_on_its_way, high, now.y),
-            _choose(is_on_its_way, x0, now.x0),
-            jnp.where(accepted & is_on_its_way, reached, now.reached),
-            jnp.where(is_on_its_way, grown, now.step),
+            _choose(accepted, high, now.y),
+            _choose(left > 0, x0, now.x0),
+            jnp.where(accepted, reached, now.reached),
+            grown,
         )
 
     def interval(

@@ -1,7 +1,7 @@
 """Analytic-DPM (Bao et al., 2022; arXiv:2201.06503): the optimal reverse variance.
 
-A reverse step loses the spread of x0 given x_here. For the network that is optimal it is
-on average, per dimension,
+A reverse step loses the spread of x0 given x_here. For the optimal network it is, on
+average and per dimension,
 
     Var(x0 | x_here) = sigma**2 / alpha**2 * (1 - E|eps|**2 / d),
 

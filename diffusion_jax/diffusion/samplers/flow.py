@@ -1,9 +1,9 @@
 """Euler's and Heun's methods along the chord from (alpha, sigma) to (alpha, sigma).
 
-The probability-flow ODE is dx = x0 dalpha + eps dsigma, in whatever variable: alpha x0 +
-sigma eps is x. On a rectified flow, alpha = 1 - t and sigma = t, these are the methods in
-t for the velocity eps - x0 (Liu et al., 2022; arXiv:2209.03003). Pure noise is no
-exception here, as it is for solvers in sigma / alpha.
+The probability-flow ODE is dx = x0 dalpha + eps dsigma, in whatever variable. On a
+rectified flow, alpha = 1 - t and sigma = t, these are the methods in t for the velocity
+eps - x0 (Liu et al., 2022; arXiv:2209.03003). Pure noise is no exception here, as it is
+for solvers in sigma / alpha.
 """
 
 from __future__ import annotations

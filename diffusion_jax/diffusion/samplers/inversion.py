@@ -1,7 +1,7 @@
 """Inversion: from clean data to the noise that deterministic sampling starts from.
 
-The same grid as for sampling, visited the other way round. These have the signature of a
-sampler but are none: x is data at ts[-1], the result is noise at ts[0], and the trace
+The same grid as for sampling, visited the other way round. These have the signature of
+a sampler but are none: x is data at ts[-1], the result is noise at ts[0], and the trace
 runs from data to noise.
 """
 

@@ -1,7 +1,7 @@
 """RePaint (Lugmayr et al., 2022; arXiv:2201.09865): inpainting with any denoiser.
 
-Each step takes the known pixels from the noised image and the others from the denoiser.
-So that the two come to agree, the sample is taken back to more noise and denoised again.
+Each step takes the known pixels from the noised image, the others from the denoiser. So
+that the two come to agree, the sample goes back to more noise and is denoised again.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def repaint(
 ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
     """Algorithm 1; `known` is the clean image, mask is 1 where it is to be kept.
 
-    Evaluates the network many times per step of the grid (see `visits`); the trace holds
-    the last x0 of each. eta is DDIM's: 1 is the paper's DDPM. The jumps were chosen for
-    about 250 steps; jump_n_sample=1 makes none.
+    The network is evaluated many times per step of the grid (see `visits`); the trace
+    holds the last x0 of each. eta is DDIM's, 1 the paper's DDPM. The jumps were chosen
+    for 250 steps; jump_n_sample=1 makes none.
     """
     levels = schedule(ts)
     order = visits(len(ts) - 1, jump_length, jump_n_sample, first_jump)
