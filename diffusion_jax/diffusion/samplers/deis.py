@@ -30,5 +30,5 @@ def deis(
         levels, order, lower_order_final_below=lower_order_final_below
     )
     window = multistep.window(multistep.lambdas(levels), allowed)
-    weights = multistep.lagrange(window, multistep.TILTS["eps"])
+    weights = multistep.lagrange(window, multistep.tilt_of("eps"))
     return multistep.multistep(key, denoise, levels, x, weights, "eps")

@@ -50,7 +50,7 @@ def dpm_multistep(
     coefficient of the second derivative, which is half of its own; `half_curvature`
     does so too. That leaves order 2: measured in test_multistep.py, 3.0 and 2.0.
     """
-    _check(form, solver_type)
+    _check_solver_type(solver_type)
     levels = schedule(ts)
     allowed = multistep.orders(
         levels,
@@ -59,7 +59,7 @@ def dpm_multistep(
         euler_at_final=euler_at_final,
     )
     window = multistep.window(multistep.lambdas(levels), allowed)
-    tilt = multistep.TILTS[form]
+    tilt = multistep.tilt_of(form)
     weights = multistep.lagrange(window, tilt)
     if solver_type == "midpoint":
         is_line = window.used[:, None] == 2
@@ -84,10 +84,9 @@ def dpm_solver(
     `order` evaluations a step, the later ones at levels within it; one only where a
     step leads to clean data or from pure noise.
     """
-    _check(form)
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}")
-    p, tilt = multistep.named(form), multistep.TILTS[form]
+    p, tilt = multistep.named(form), multistep.tilt_of(form)
 
     def step(
         x: Float[Array, "B *d"], key: Keys, here: NoiseLevel, there: NoiseLevel
@@ -143,12 +142,12 @@ def dpm_singlestep(
     A step to clean data is of order 1; `lower_order_final` makes the last step so if it
     ends a group. "midpoint" drops the middle one of three evaluations, as `dpm_solver`.
     """
-    _check(form, solver_type)
+    _check_solver_type(solver_type)
     p = multistep.named(form)
     levels = schedule(ts)
     allowed = _orders_in_groups(len(ts) - 1, order, lower_order_final)
     window = multistep.window(multistep.lambdas(levels), allowed)
-    weights = _from_the_oldest(window, multistep.TILTS[form], solver_type)
+    weights = _from_the_oldest(window, multistep.tilt_of(form), solver_type)
 
     def step(
         carry: tuple[Array, Array, Prediction, NoiseLevel, Array],
@@ -178,9 +177,7 @@ def dpm_singlestep(
     return x, trace
 
 
-def _check(form: str, solver_type: str = "midpoint") -> None:
-    if form not in multistep.TILTS:
-        raise ValueError(f"unknown form {form!r}; one of {sorted(multistep.TILTS)}")
+def _check_solver_type(solver_type: str) -> None:
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(
             f"unknown solver_type {solver_type!r}; one of ['heun', 'midpoint']"

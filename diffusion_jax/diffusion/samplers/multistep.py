@@ -89,6 +89,13 @@ def named(form: str) -> Parameterization:
     return parameterization.PARAMETERIZATIONS[form]()
 
 
+def tilt_of(form: str) -> int:
+    """1 for x0, -1 for eps, an error for any other form."""
+    if form not in TILTS:
+        raise ValueError(f"unknown form {form!r}; one of {sorted(TILTS)}")
+    return TILTS[form]
+
+
 def remember(
     p: Parameterization, pred: Prediction, here: NoiseLevel, past: Float[Array, "n ..."]
 ) -> Float[Array, "n+1 ..."]:

@@ -8,6 +8,7 @@ polynomial through it too corrects x there; the network is not asked again.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,7 @@ def unipc(
     variant: str = "bh2",
     form: str = "x0",
     corrector: bool = True,
-    uncorrected: tuple[int, ...] = (),
+    uncorrected: Sequence[int] = (),
     lower_order_final_below: Real = math.inf,
 ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
     """UniPC-p of p = `order`, 1 to 3: UniP-p is of order p, corrected by UniC-p of p + 1.
@@ -45,14 +46,14 @@ def unipc(
     """
     if variant not in ("bh1", "bh2"):
         raise ValueError(f"unknown variant {variant!r}; one of ['bh1', 'bh2']")
-    p, tilt = multistep.named(form), multistep.TILTS[form]
+    p, tilt = multistep.named(form), multistep.tilt_of(form)
     levels = schedule(ts)
     allowed = multistep.orders(
         levels, order, lower_order_final_below=lower_order_final_below
     )
     window = multistep.window(multistep.lambdas(levels), allowed)
     predicted = _means(window, tilt, variant)
-    is_corrected = ~np.isin(np.arange(len(allowed)), uncorrected) & corrector
+    is_corrected = ~np.isin(np.arange(len(allowed)), list(uncorrected)) & corrector
     corrections = _corrections(window, predicted, tilt, variant)
     corrections = jnp.where(is_corrected[:, None], corrections, 0.0)
     offsets = _gains(p, levels)[:, None] * corrections
