@@ -166,8 +166,13 @@ def objective(config: ConfigDict) -> latent_diffusion.Objective:
 
 
 def times(spec: Spec) -> time_samplers.TimeSampler:
-    """The law of training times by name; `draw` and `over` are those of `drawn`."""
+    """The law of training times by name; `draw` and `over` are those of `drawn`.
+
+    A way to draw, named alone, is of uniform times.
+    """
     options = dict(spec)
+    if options.get("name") in time_samplers.DRAWS:
+        options = {"draw": options["name"]} | options | {"name": "uniform"}
     draw = options.pop("draw", "independent")
     over = options.pop("over", "times")
     if over not in time_samplers.MEASURES:

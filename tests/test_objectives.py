@@ -104,3 +104,13 @@ def test_a_network_with_a_learned_variance_is_sampled():
 def test_a_wrong_name_is_refused_with_the_nearest(section, value, hint):
     with pytest.raises(build.ConfigError, match=hint):
         build.objective(config_with(**{section: value}))
+
+
+def test_a_way_to_draw_named_alone_is_of_uniform_times():
+    short = build.times(dict(name="low_discrepancy"))
+    long = build.times(dict(name="uniform", draw="low_discrepancy"))
+    schedule = build.schedule(dict(name="cosine"))
+    for got, expected in zip(short(KEY, 8, schedule), long(KEY, 8, schedule)):
+        assert jnp.array_equal(got, expected)
+    spread = jnp.sort(jnp.ravel(short(KEY, 8, schedule)[0]))
+    assert jnp.ptp(jnp.diff(spread)) < 1e-5

@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.schedule = dict(name="cosine", time_scale=1000.0)
     config.parameterization = dict(name="v")
     config.weighting = dict(name="v")
-    config.times = dict(name="uniform", draw="low_discrepancy")
+    config.times = dict(name="low_discrepancy")
     config.optimizer = common.muon(learning_rate=4e-3)
     config.batch_size = 32
     config.num_steps = 1500
