@@ -124,14 +124,20 @@ def test_the_decoder_has_the_published_variance(variance):
     assert_allclose(-decoder(values, 0.02, 256, variance), expected, rtol=1e-3)
 
 
-def test_the_decoder_of_learned_range_reaches_from_the_one_to_beta():
-    def variance(raw):
-        # The density at the mean says the variance.
-        surprise = decoder([0.0], 0.0, None, "learned_range", jnp.full((1, 1), raw))
-        return np.exp(2 * surprise[0]) / (2 * np.pi)
+def test_the_decoder_of_learned_range_reaches_from_that_variance_to_beta():
+    betas = np.linspace(0.01, 0.4, 20)
+    alpha2 = np.cumprod(1 - betas)
+    small = betas[1] * (1 - alpha2[0]) / (1 - alpha2[1])
 
-    assert_allclose(variance(1.0), 0.01, rtol=1e-4)  # beta, and here sigma**2 as well
-    assert_allclose(variance(-1.0), 0.01, rtol=1e-4)
+    def variance(raw):
+        # The share of a narrow bin around the mean says it.
+        raw = jnp.full((1, 1), raw)
+        surprise = decoder([0.0], 0.0, 2551, "learned_range", raw)
+        return np.exp(2 * surprise[0]) / (2 * np.pi) * (2 / 2550) ** 2
+
+    assert_allclose(variance(1.0), betas[0], rtol=1e-3)
+    assert_allclose(variance(0.0), np.sqrt(betas[0] * small), rtol=1e-3)
+    assert_allclose(variance(-1.0), small, rtol=1e-3)
 
 
 def test_a_value_far_from_its_prediction_has_a_finite_gradient():
