@@ -64,6 +64,15 @@ def test_noise_rises_whatever_the_weights(trained):
     assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("offsets", [(8, -30), (-30, 8)])
+def test_even_negative_weights_make_noise_rise(offsets):
+    params = dict(KINDS["network"])
+    for layer, offset in zip(("l2", "l3"), offsets, strict=True):
+        params[layer] = params[layer] | {"kernel": params[layer]["kernel"] + offset}
+    level = level_at(from_params(params), TIMES)
+    assert np.all(np.diff(level.sigma / level.alpha) > 0)
+
+
 def test_the_ends_are_those_given_and_zero_is_clean(trained):
     level = level_at(from_params(trained), jnp.asarray([0.0, 5e-4, 1e-3, 1.0]))
     assert (level.alpha[0], level.sigma[0]) == (1, 0)
