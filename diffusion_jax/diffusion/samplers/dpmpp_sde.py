@@ -3,7 +3,7 @@
 Lu et al. (2022b; arXiv:2211.01095), section 5. eta = 0 is the probability flow and 1
 the reverse of the forward process. Over a step of length h in lambda, with x0 held, its
 solution is a DDIM step that keeps a share exp(-eta * h) of the noise. With eps held it
-keeps what `_keep` says, and all is exact but that the predictions do change: `multistep`
+keeps what `noise_stds` says, and all is exact but that the predictions do change: `multistep`
 tells how their mean over the step is found, under the weight exp((1 + eta) * lambda) for
 x0 and exp(-lambda) for eps.
 """

@@ -8,6 +8,8 @@ serves the correction of that step and then the prediction of the next one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -30,7 +32,7 @@ def sa_solver(
     predictor_order: int = 3,
     corrector_order: int = 4,
     tau: Real | Float[Array, ""] = 1.0,
-    tau_interval: tuple[Real, Real] = (0.05, 1.0),
+    tau_interval: Sequence[Real | Float[Array, ""]] = (0.05, 1.0),
     form: str = "x0",
     lower_order_final: bool = True,
 ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
@@ -77,7 +79,9 @@ def sa_solver(
 
 
 def _tau(
-    levels: NoiseLevel, tau: Real | Float[Array, ""], interval: tuple[Real, Real]
+    levels: NoiseLevel,
+    tau: Real | Float[Array, ""],
+    interval: Sequence[Real | Float[Array, ""]],
 ) -> Float[Array, "steps"]:
     """At the start of each step."""
     ratio = multistep.ratios(levels)[:-1]
@@ -150,7 +154,7 @@ def _weights(window: Window, form: str) -> Float[Array, "steps num"]:
 
     That makes a difference of third order in the step's length, as UniPC's does.
     """
-    means = multistep.lagrange(window, multistep.TILTS[form])
+    means = multistep.lagrange(window, multistep.tilt_of(form))
     if form != "x0":
         return means
     length = window.stop - window.start
