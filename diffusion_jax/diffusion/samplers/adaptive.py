@@ -54,45 +54,24 @@ def adaptive(
     steps = len(ts) - 1
     tries = max(1, (max_evaluations - 1) // (ORDER * max(1, steps - 1)))
 
-    def advance(i: Int[Array, ""], now: _Progress, end: Float[Array, ""]) -> _Progress:
-        is_forced = i == tries - 1
-        left = end - now.reached
-        step = jnp.where(is_forced | (now.step > left), left, now.step)
-        high, low, x0 = _dpm_solver_23(denoise, schedule, now.y, now.reached, step)
-        tolerance = atol + rtol * jnp.maximum(abs(low), abs(now.y))
-        error = jax.lax.stop_gradient(_root_mean_square((high - low) / tolerance))
-        accepted = (error <= 1) | is_forced
-        # After a step cut short by the end comes the one that was to be tried. An
-        # example that has arrived takes steps of no length, while others go on.
-        grown = step * _growth(error)
-        grown = jnp.where(accepted & (step < now.step), now.step, grown)
-        reached = jnp.where(step == left, end, now.reached + step)
-        return _Progress(
-            _choose(accepted, high, now.y),
-            _choose(left > 0, x0, now.x0),
-            jnp.where(accepted, reached, now.reached),
-            grown,
-        )
-
     def interval(
         carry: tuple[Array, Array], key: Keys, here: NoiseLevel, there: NoiseLevel
     ) -> tuple[tuple[Array, Array], Array]:
         x, step = carry
         start, end = (process.logsnr(level) / 2 for level in (here, there))
 
-        def controlled(x: Float[Array, "B *d"]) -> tuple[Array, Array, Array]:
-            def maybe_advance(i: Int[Array, ""], now: _Progress) -> _Progress:
-                is_unfinished = jnp.any(now.reached < end)
-                return jax.lax.cond(
-                    is_unfinished,
-                    lambda now: advance(i, now, end),
-                    lambda now: now,
-                    now,
-                )
+        def try_again(i: Int[Array, ""], now: _Progress) -> _Progress:
+            def advance(now: _Progress) -> _Progress:
+                is_last = i == tries - 1
+                return _advance(denoise, schedule, now, end, rtol, atol, is_last)
 
+            is_unfinished = jnp.any(now.reached < end)
+            return jax.lax.cond(is_unfinished, advance, lambda now: now, now)
+
+        def controlled(x: Float[Array, "B *d"]) -> tuple[Array, Array, Array]:
             y = x / here.alpha
             now = _Progress(y, jnp.zeros_like(y), jnp.full(len(x), start), step)
-            now = jax.lax.fori_loop(0, tries, maybe_advance, now)
+            now = jax.lax.fori_loop(0, tries, try_again, now)
             return there.alpha * now.y, now.x0, now.step
 
         def euler(x: Float[Array, "B *d"]) -> tuple[Array, Array, Array]:
@@ -106,6 +85,35 @@ def adaptive(
     step = jnp.full(len(x), first_step, jnp.promote_types(x.dtype, jnp.float32))
     (x, _), trace = integrate(interval, (x, step), key, schedule(ts))
     return x, trace
+
+
+def _advance(
+    denoise: Denoiser,
+    schedule: Schedule,
+    now: _Progress,
+    end: Float[Array, ""],
+    rtol: Real | Float[Array, ""],
+    atol: Real | Float[Array, ""],
+    is_forced: Bool[Array, ""],
+) -> _Progress:
+    """One try of each example: a step that is accepted, or the next one is shorter."""
+    left = end - now.reached
+    step = jnp.where(is_forced | (now.step > left), left, now.step)
+    high, low, x0 = _dpm_solver_23(denoise, schedule, now.y, now.reached, step)
+    tolerance = atol + rtol * jnp.maximum(abs(low), abs(now.y))
+    error = jax.lax.stop_gradient(_root_mean_square((high - low) / tolerance))
+    accepted = (error <= 1) | is_forced
+    # After a step cut short by the end comes the one that was to be tried. An example
+    # that has arrived takes steps of no length, while others go on.
+    grown = step * _growth(error)
+    grown = jnp.where(accepted & (step < now.step), now.step, grown)
+    reached = jnp.where(step == left, end, now.reached + step)
+    return _Progress(
+        _choose(accepted, high, now.y),
+        _choose(left > 0, x0, now.x0),
+        jnp.where(accepted, reached, now.reached),
+        grown,
+    )
 
 
 def _dpm_solver_23(
