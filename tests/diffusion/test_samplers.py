@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 from diffusion_jax.diffusion import grids, process, schedules
 from diffusion_jax.diffusion.samplers import SAMPLERS, integrate
-from diffusion_jax.diffusion.samplers.ddim import ddim, ddpm
+from diffusion_jax.diffusion.samplers.ddim import ddim, ddpm, kept_share
 
 ORDERS = {"ddim": 1, "heun": 2, "dpmpp_2m": 2}
 KEY = jax.random.key(0)
@@ -26,26 +26,12 @@ def grid_of(schedule, steps):
 
 
 @pytest.mark.parametrize("name", exact.GENERAL)
-def test_samplers_land_on_a_gaussian(name, schedule):
-    levels = schedule(grid_of(schedule, 250))
-    # Drawn from the true marginal, so that what is measured is the sampler.
-    start = exact.at(levels, 0)
-    std = jnp.hypot(exact.STD * start.alpha, start.sigma)
-    x = exact.MEAN * start.alpha + std * jax.random.normal(KEY, (2000,))
-    sample, trace = exact.run(name, exact.gaussian, jax.random.key(1), x, levels)
-    assert_allclose(trace[-1], sample, atol=1e-5)  # the last step ends on its x0
-    assert_allclose(sample.mean(), exact.MEAN, atol=0.03)
-    rtol = 0.03 if ORDERS.get(name) == 2 else 0.07
-    assert_allclose(sample.std(), exact.STD, rtol=rtol)
-
-
-@pytest.mark.parametrize("name", exact.GENERAL)
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_single_image_is_reached_in_any_number_of_steps(name, steps, schedule):
     levels = schedule(grid_of(schedule, steps))
     x = levels.sigma[0] * jax.random.normal(KEY, exact.IMAGE.shape)
     sample, trace = exact.run(name, exact.image, KEY, x, levels)
-    assert_allclose(sample, exact.IMAGE, atol=1e-6)
+    assert_allclose(sample, exact.IMAGE, atol=1e-5)  # from sigma = 80 in float32
     assert_allclose(trace, jnp.stack([exact.IMAGE] * steps))
 
 
@@ -206,3 +192,14 @@ def test_ancestral_steps_compose():
         sample, _ = ddpm(jax.random.key(1), constant, schedule, x, jnp.asarray(ts))
         assert_allclose(sample.mean(), 0.5 * level.alpha, atol=0.015)
         assert_allclose(sample.std(), level.sigma, rtol=0.015)
+
+
+def test_what_an_ancestral_step_keeps_does_not_cancel_near_pure_noise():
+    schedule = schedules.Discrete(betas="cosine")
+    here, there = schedule(jnp.asarray(1000.0)), schedule(jnp.asarray(750.0))
+    ratios = np.exp(schedule.log_ratios)
+    expected = (ratios[749] / ratios[999]) ** 2  # 2e-8, of which float32 knows 1 - it
+    assert_allclose(kept_share(here, there, 1.0), expected, rtol=1e-4)
+    halved = 1 - 0.25 * (1 - expected)
+    assert_allclose(kept_share(here, there, 0.5), halved, rtol=1e-6)
+    assert kept_share(here, there, 2.0) == 0

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.diffusion import process
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.process import NoiseLevel, Real
-from diffusion_jax.diffusion.samplers.ddim import renewed_share
+from diffusion_jax.diffusion.samplers.ddim import kept_share, renewed_share
 from diffusion_jax.diffusion.samplers.integrate import Keys, integrate, normal_like
 from diffusion_jax.diffusion.schedules import Schedule
 
@@ -45,7 +45,7 @@ def analytic_dpm(
     levels = schedule(ts)
     here, there = (NoiseLevel(*(a[ends] for a in levels)) for ends in _ENDS)
     renewed = eta**2 * renewed_share(here, there)
-    kept = there.sigma * jnp.sqrt(jnp.maximum(1 - renewed, 0.0))
+    kept = there.sigma * jnp.sqrt(kept_share(here, there, eta))
     ratio = here.sigma / jnp.where(here.alpha > 0, here.alpha, 1.0)
     spread = jnp.clip(ratio**2 * (1 - eps_power), 0, bound**2)  # Var(x0 | x_here)
     lost = (there.alpha - kept * here.alpha / here.sigma) ** 2 * spread

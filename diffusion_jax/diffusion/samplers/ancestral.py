@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.diffusion import process
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.process import NoiseLevel, Real
-from diffusion_jax.diffusion.samplers.ddim import renewed_share
+from diffusion_jax.diffusion.samplers.ddim import kept_share, renewed_share
 from diffusion_jax.diffusion.samplers.integrate import Keys, integrate, normal_like
 from diffusion_jax.diffusion.schedules import Schedule
 
@@ -26,7 +26,8 @@ def split(
     down.sigma**2 + up**2 = there.sigma**2. No network hears `down`.
     """
     renewed = jnp.minimum(eta**2 * renewed_share(here, there), 1.0)
-    down = there._replace(sigma=there.sigma * jnp.sqrt(1 - renewed))
+    kept = jnp.sqrt(kept_share(here, there, eta))
+    down = there._replace(sigma=there.sigma * kept)
     return down, there.sigma * jnp.sqrt(renewed)
 
 

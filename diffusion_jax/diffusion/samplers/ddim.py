@@ -31,7 +31,7 @@ def ddim(
     ) -> tuple[Float[Array, "B *d"], Float[Array, "B *d"]]:
         pred = denoise(x, here)
         renewed = eta**2 * renewed_share(here, there)  # of the variance of the noise
-        kept = jnp.sqrt(jnp.maximum(1 - renewed, 0.0)) * pred.eps
+        kept = jnp.sqrt(kept_share(here, there, eta)) * pred.eps
         noise = kept + jnp.sqrt(renewed) * normal_like(key, x)
         return there.alpha * pred.x0 + there.sigma * noise, pred.x0
 
@@ -61,8 +61,7 @@ def ddpm(
         x: Float[Array, "B *d"], key: Keys, here: NoiseLevel, there: NoiseLevel
     ) -> tuple[Float[Array, "B *d"], Float[Array, "B *d"]]:
         pred = denoise(x, here)
-        renewed = renewed_share(here, there)
-        kept = jnp.sqrt(1 - renewed) * pred.eps
+        kept = _kept(here, there) * pred.eps
         std = jnp.where(there.sigma > 0, VARIANCES[variance](pred, here, there), 0.0)
         noise = std * normal_like(key, x)
         return there.alpha * pred.x0 + there.sigma * kept + noise, pred.x0
@@ -72,8 +71,20 @@ def ddpm(
 
 def renewed_share(here: NoiseLevel, there: NoiseLevel) -> Float[Array, "*b"]:
     """1 - snr_here / snr_there: how much of sigma_there**2 an ancestral step redraws."""
-    kept = (here.alpha * there.sigma) / (there.alpha * here.sigma)
+    kept = _kept(here, there)
     return (1 - kept) * (1 + kept)
+
+
+def kept_share(
+    here: NoiseLevel, there: NoiseLevel, eta: Real | Float[Array, ""] = 1.0
+) -> Float[Array, "*b"]:
+    """1 - eta**2 * renewed_share, which from near pure noise cancels in float32."""
+    kept = (1 - eta) * (1 + eta) + (eta * _kept(here, there)) ** 2
+    return jnp.maximum(kept, 0.0)
+
+
+def _kept(here: NoiseLevel, there: NoiseLevel) -> Float[Array, "*b"]:
+    return (here.alpha * there.sigma) / (there.alpha * here.sigma)
 
 
 def renoise(

@@ -12,7 +12,11 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.process import NoiseLevel, Real
-from diffusion_jax.diffusion.samplers.ddim import renewed_share, renoise
+from diffusion_jax.diffusion.samplers.ddim import (
+    kept_share,
+    renewed_share,
+    renoise,
+)
 from diffusion_jax.diffusion.samplers.integrate import (
     Keys,
     integrate,
@@ -57,7 +61,7 @@ def repaint(
         noise = normal_like(step_key, x)
         pred = denoise(x, here)
         renewed = eta**2 * renewed_share(here, there)
-        eps = jnp.sqrt(jnp.maximum(1 - renewed, 0.0)) * pred.eps
+        eps = jnp.sqrt(kept_share(here, there, eta)) * pred.eps
         unknown = there.alpha * pred.x0 + there.sigma * (
             eps + jnp.sqrt(renewed) * noise
         )
