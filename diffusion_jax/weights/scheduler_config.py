@@ -53,6 +53,9 @@ def read(config: Mapping[str, Any], *, tokens: int | None = None) -> Recipe:
     `tokens` is the number of image tokens, which only `use_dynamic_shifting` needs.
     """
     name = config.get("_class_name")
+    if name in WITHOUT_COUNTERPART:
+        why = WITHOUT_COUNTERPART[name]
+        raise ValueError(f"_class_name = {name!r} is not supported: {why}")
     if name not in CLASSES:
         raise ValueError(f"_class_name = {name!r} is unknown; one of {sorted(CLASSES)}")
     kind = CLASSES[name]
@@ -154,6 +157,11 @@ CLASSES = {
     ),
     "CogVideoXDDIMScheduler": Class(
         scheduler_families.read_cogvideox_ddim,
+        _COGVIDEOX,
+        inert=("clip_sample", "clip_sample_range", "sample_max_value"),
+    ),
+    "CogVideoXDPMScheduler": Class(
+        scheduler_families.read_cogvideox_dpm,
         _COGVIDEOX,
         inert=("clip_sample", "clip_sample_range", "sample_max_value"),
     ),
@@ -331,4 +339,28 @@ CLASSES = {
         counts_tokens=True,
     ),
 }
+UNDECLARED = ("sigma_min", "sigma_max", *_SEQUENCE)
 FOREIGN = frozenset().union(*(kind.fields for kind in CLASSES.values()))
+
+_TOKENS = "it samples discrete tokens"
+_CALLER = "its steps are chosen by the caller, not by its config"
+WITHOUT_COUNTERPART = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "VQDiffusionScheduler": _TOKENS,
+    "ConsistencyDecoderScheduler": "it belongs to one decoder, with its own two times",
+    "DDPMWuerstchenScheduler": "its cosine is clamped at 1e-4 and bent by `scaler`",
+    "FlowMapEulerDiscreteScheduler": "its network hears two times",
+    "HeliosDMDScheduler": "it changes the resolution between stages",
+    "HeliosScheduler": "it changes the resolution between stages",
+    "KarrasVeScheduler": "its correction is a call of its own; take the sampler edm",
+    "LTXEulerAncestralRFScheduler": "its noise is split in t, not in sigma / alpha",
+    "MiniMaxH3Scheduler": _CALLER,
+    "PiflowScheduler": "its network predicts a policy for many steps",
+    "RFD4ProteinaScheduler": "it steps proteins, with a score scale of its own",
+    "SCMScheduler": _CALLER,
+    "ScoreSdeVeScheduler": "its Langevin corrector is a call of its own",
+    "ScoreSdeVpScheduler": "Euler-Maruyama in time; take the sampler ddpm",
+}

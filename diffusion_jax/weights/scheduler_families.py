@@ -17,6 +17,7 @@ from diffusion_jax.diffusion.samplers import (
     Sampler,
     consistency,
     ddim,
+    dpmpp_sde,
     heun,
     integrate,
     inversion,
@@ -112,15 +113,7 @@ def read_ddim_inverse(fields: Fields) -> Recipe:
 
 def read_cogvideox_ddim(fields: Fields) -> Recipe:
     """CogVideoXDDIMScheduler: DDIM on a table whose snr is divided by a constant."""
-    is_rescaled = fields.pop("rescale_betas_zero_snr")
-    schedule = scheduler_fields.schedule(fields)
-    scale = fields.pop("snr_shift_scale")
-    schedule = schedules.Discrete(
-        num_steps=schedule.num_steps,
-        trained_betas=scheduler_fields.betas_of_snr(schedule, scale),
-    )
-    if is_rescaled:
-        schedule = schedules.ZeroTerminalSNR(schedule)
+    schedule = _shifted_table(fields)
     end = 0 if fields.pop("set_alpha_to_one") else 1
     return Recipe(
         schedule,
@@ -130,17 +123,31 @@ def read_cogvideox_ddim(fields: Fields) -> Recipe:
     )
 
 
+def read_cogvideox_dpm(fields: Fields) -> Recipe:
+    """CogVideoXDPMScheduler: 2M SDE, of which the step to clean data is of first order."""
+    schedule = _shifted_table(fields)
+    require(fields, "set_alpha_to_one", True)
+    return Recipe(
+        schedule,
+        scheduler_grids.even_spacing(fields, end=0),
+        scheduler_fields.prediction(fields, *USUAL_PREDICTIONS),
+        functools.partial(dpmpp_sde.dpmpp_2m_sde, lower_order_final_below=0),
+    )
+
+
+def _shifted_table(fields: Fields) -> Schedule:
+    is_rescaled = fields.pop("rescale_betas_zero_snr")
+    table = scheduler_fields.schedule(fields)
+    betas = scheduler_fields.betas_of_snr(table, fields.pop("snr_shift_scale"))
+    table = schedules.Discrete(num_steps=table.num_steps, trained_betas=betas)
+    return schedules.ZeroTerminalSNR(table) if is_rescaled else table
+
+
 def read_pndm(fields: Fields) -> Recipe:
     """PNDMScheduler: F-PNDM, or PLMS with `skip_prk_steps`, of the network's output."""
     schedule = scheduler_fields.schedule(fields)
     end = 0 if fields.pop("set_alpha_to_one") else 1
-    offset = fields.pop("steps_offset")
-    spacings = {
-        "leading": functools.partial(grids.leading, offset=offset, end=end),
-        # It steps by num_steps // steps whatever comes next, which is not linspace.
-        "trailing": functools.partial(scheduler_grids.even_trailing, end=end),
-    }
-    grid = choose(fields, "timestep_spacing", spacings)
+    grid = scheduler_grids.even_spacing(fields, end=end)
     sampler = pndm.plms if fields.pop("skip_prk_steps") else pndm.pndm
     forms = {"epsilon": "eps", "v_prediction": "v"}
     form = forms.get(fields["prediction_type"], "eps")

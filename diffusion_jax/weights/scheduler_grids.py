@@ -54,6 +54,16 @@ def spacing(
     return choose(fields, "timestep_spacing", {name: choices[name] for name in names})
 
 
+def even_spacing(fields: Fields, *, end: Real) -> Grid:
+    """For classes that step by num_steps // steps whatever comes next: not linspace."""
+    offset = fields.pop("steps_offset")
+    choices = {
+        "leading": functools.partial(grids.leading, offset=offset, end=end),
+        "trailing": functools.partial(even_trailing, end=end),
+    }
+    return choose(fields, "timestep_spacing", choices)
+
+
 def respaced(fields: Fields, table: Schedule, end: Real = 0) -> tuple[Grid, str | None]:
     """The grid of the classes that step in sigma / alpha, and the curve it follows."""
     selected = spacing(fields, rounded=False, end=end)
@@ -120,17 +130,17 @@ def multistep(
     given = ratios(fields, table, chosen)
     if chosen == "use_flow_sigmas":
         num = table.num_steps
-        # What the published code calls trailing lacks pure noise.
-        first = 1 - 1 / num if flow == "trailing" else 1.0
-        schedule = schedules.RectifiedFlow(1 / num, first, time_scale=float(num))
-        grid = functools.partial(shift, of=flow)
-        if end and not stops and flow == "trailing":
+        schedule = schedules.RectifiedFlow(1 / num, time_scale=float(num))
+        is_trailing = flow == "trailing"
+        evenly = functools.partial(short_trailing, num_steps=num)
+        grid = functools.partial(shift, of=evenly if is_trailing else flow)
+        if end and not stops and is_trailing:
             level = table(jnp.asarray(1.0))
             last = float(level.sigma / level.alpha)
             grid = functools.partial(ending_at, of=grid, end=last)
         elif end:
             grid = functools.partial(repeating_last, of=grid)
-        if flow == "linspace_open":
+        if not is_trailing:
             grid = functools.partial(below_pure_noise, of=grid)
         return Multistep(schedules.WholeTimes(schedule, "down"), grid, True)
     if chosen is None:
@@ -200,6 +210,13 @@ def dynamic_shift(fields: Fields, tokens: int | None) -> Grid | None:
     return functools.partial(
         grids.resolution_shifted, tokens=tokens, kind=kind, mu_by_tokens=line
     )
+
+
+def short_trailing(
+    schedule: Schedule, steps: int, *, num_steps: int
+) -> Float[Array, "steps_plus_1"]:
+    """A flow's `trailing` from one num_steps-th below pure noise."""
+    return jnp.asarray((1 - 1 / num_steps) * np.linspace(1, 0, steps + 1), float)
 
 
 def below_pure_noise(

@@ -100,25 +100,24 @@ def read_dpm_singlestep(fields: Fields, tokens: int | None) -> Recipe:
 def dpm_sampler(fields: Fields, algorithms: Collection[str]) -> Sampler:
     """DPM-Solver and DPM-Solver++ of several steps, as ODE or as SDE."""
     order = require(fields, "solver_order", 1, 2, 3)
-    solver_type = choose(fields, "solver_type", SOLVER_TYPES)
-    below = SHORT if fields.pop("lower_order_final") else 0
+    options = dict(
+        solver_type=choose(fields, "solver_type", SOLVER_TYPES),
+        lower_order_final_below=SHORT if fields.pop("lower_order_final") else 0,
+        euler_at_final=fields.pop("euler_at_final"),
+    )
     algorithm = require(fields, "algorithm_type", *algorithms)
     if algorithm not in NOISY:
         return functools.partial(
             dpm_solver.dpm_multistep,
             order=order,
             form=FORMS[algorithm],
-            solver_type=solver_type,
             half_curvature=True,
-            lower_order_final_below=below,
-            euler_at_final=fields.pop("euler_at_final"),
+            **options,
         )
-    require(fields, "euler_at_final", False)
-    options = dict(solver_type=solver_type, lower_order_final_below=below)
     if algorithm == "sde-dpmsolver":
         if order == 3:
             raise scheduler_fields.unsupported(fields, "solver_order", 3, [1, 2])
-        return functools.partial(dpmpp_sde.dpm_solver_sde, order=order, **options)
+        return functools.partial(dpmpp_sde.dpm_multistep_sde, order=order, **options)
     if order == 1:
         return ddim.ddpm
     if order == 2:
@@ -173,7 +172,7 @@ def read_sa_solver(fields: Fields) -> Recipe:
         predictor_order=require(fields, "predictor_order", 1, 2, 3, 4),
         corrector_order=require(fields, "corrector_order", 1, 2, 3, 4),
         tau_interval=_ratios_heard(made.schedule, 200, 800),
-        predict=choose(fields, "algorithm_type", predicts),
+        form=choose(fields, "algorithm_type", predicts),
         lower_order_final=fields.pop("lower_order_final"),
     )
     return _recipe(fields, made, sampler)

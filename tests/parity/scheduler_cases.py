@@ -42,7 +42,6 @@ class Cases(NamedTuple):
     traced: dict[str, Any] | None = None  # what our sampler takes besides
     static: dict[str, Any] | None = None  # and what is not traced of it
     tokens: int | None = None
-    torchsde: bool = False  # its module imports it for noise, which is replaced
 
 
 def each(field: str, *values: Any, **common: Any) -> dict[str, dict]:
@@ -107,6 +106,11 @@ ANCESTRAL = {
     ),
     "DDIMInverseScheduler:to t = 1": Cases({"leading": TO_ONE}),
     "CogVideoXDDIMScheduler": Cases(SPACINGS, more={"zero-SNR": V_ZERO_SNR}),
+    "CogVideoXDPMScheduler": Cases(
+        {name: SPACINGS[name] for name in ("leading", "trailing")},
+        more={"zero-SNR": V_ZERO_SNR},
+        draws=0,
+    ),
     "UnCLIPScheduler": Cases(
         {"": dict(clip_sample_range=5.0)},
         EPS_X0,
@@ -176,7 +180,7 @@ EULER_KIN = {
     "LMSDiscreteScheduler": IN_RATIO,
     "KDPM2DiscreteScheduler": IN_RATIO._replace(predictions=EPS_V),
     "KDPM2AncestralDiscreteScheduler": IN_RATIO._replace(predictions=EPS_V),
-    "DPMSolverSDEScheduler": IN_RATIO._replace(predictions=EPS_V, torchsde=True),
+    "DPMSolverSDEScheduler": IN_RATIO._replace(predictions=EPS_V),
 }
 
 # ---- multistep ----------------------------------------------------------------------
@@ -220,7 +224,6 @@ MULTISTEP = {
             "lu lambdas": dict(SD, use_lu_lambdas=True),
             "zero-SNR": V_ZERO_SNR,
             "lambda_min_clipped": dict(COSINE, lambda_min_clipped=-5.1),
-            "cosine, karras": dict(COSINE, use_karras_sigmas=True),
         },
     ),
     "DPMSolverMultistepInverseScheduler": Cases(SPACINGS, more=ORDERS),
@@ -247,10 +250,10 @@ MULTISTEP = {
         SPACINGS,
         more=SHAPES
         | ORDERS
-        | each("solver_type", "bh1", **SD)
         | each("disable_corrector", [0, 1], **SD)
         | {
-            "bh1 1": dict(SD, solver_type="bh1", solver_order=1),
+            "bh1": dict(TO_SIGMA_MIN, solver_type="bh1"),
+            "bh1 1": dict(TO_SIGMA_MIN, solver_type="bh1", solver_order=1),
             "predicts eps": dict(TO_SIGMA_MIN, predict_x0=False),
             "not lower_order_final": NOT_LOWER,
             "zero-SNR": V_ZERO_SNR,
@@ -296,7 +299,7 @@ CONTINUOUS_TIME = {
         | each("thresholding", True)
     ),
     "CosineDPMSolverMultistepScheduler": EDM._replace(
-        more=each("solver_type", "heun"), torchsde=True, in_ratio=True
+        more=each("solver_type", "heun"), in_ratio=True
     ),
     "IPNDMScheduler": Cases({"": {}}, ITS_OWN, time_scale=3.0, silent_at=1.0),
     "CMStochasticIterativeScheduler": Cases(
@@ -317,5 +320,9 @@ CONTINUOUS_TIME = {
     ),
     "FlowMatchHeunDiscreteScheduler": Cases(SHIFTS, ITS_OWN),
     "FlowMatchLCMScheduler": Cases(SHIFTS, ITS_OWN),
+}
+NEED_TORCHSDE = {
+    "DPMSolverSDEScheduler": "scheduling_dpmsolver_sde",
+    "CosineDPMSolverMultistepScheduler": "scheduling_cosine_dpmsolver_multistep",
 }
 CASES = ANCESTRAL | EULER_KIN | MULTISTEP | CONTINUOUS_TIME
