@@ -226,6 +226,22 @@ def test_second_evaluations_are_left_out_at_infinite_ends(name, expected):
     assert min(times) >= 0  # never at clean data
 
 
+@pytest.mark.parametrize("name", ["dpm2_ancestral", "dpmpp_2s_ancestral"])
+def test_fully_ancestral_midpoints_are_where_the_step_ends(name):
+    """Their step goes below the next level by as much in lambda as that is ahead."""
+    ratios = []
+
+    def listening(x, level):
+        jax.debug.callback(ratios.append, level.sigma / level.alpha, ordered=True)
+        return exact.gaussian(x, level)
+
+    ratio = np.asarray([5.0, 2.0, 0.5])
+    levels = process.NoiseLevel(jnp.ones(3), jnp.asarray(ratio), jnp.asarray(ratio))
+    SAMPLERS[name](KEY, listening, exact.Visited(levels), X, jnp.zeros(3))
+    jax.effects_barrier()
+    assert_allclose(ratios, [5.0, 2.0, 2.0, 0.5], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
