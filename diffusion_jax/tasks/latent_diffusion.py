@@ -132,9 +132,7 @@ def latent_diffusion(
             variables = {"params": params["unet"]}
             return unet.apply(variables, x, time, cond, train=True, rngs=rngs)
 
-        values, metrics = objective.loss(
-            key_noise, network, *objective[:-1], x0, cond
-        )
+        values, metrics = objective.loss(key_noise, network, *objective[:-1], x0, cond)
         return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
 
     return Task(init, loss)
