@@ -172,6 +172,54 @@ def test_with_one_known_image_a_path_does_not_depend_on_the_steps(which):
     assert np.std(samples[0]) > 0.1
 
 
+def line(x, level):
+    """x0 is whatever x is, and linear in lambda."""
+    return process.from_x0(x, jnp.full_like(x, process.logsnr(level) / 2), level)
+
+
+def parabola(x, level):
+    halved = process.logsnr(level) / 2
+    return process.from_x0(x, jnp.full_like(x, halved - halved**2), level)
+
+
+@pytest.mark.parametrize(
+    ("which", "denoise"),
+    [
+        (sampler("dpmpp_2m_sde", solver_type="heun"), line),
+        (
+            sampler("dpmpp_3m_sde", curvature="full", lower_order_final_below=0),
+            parabola,
+        ),
+        (
+            sampler("sa_solver", corrector_order=0, lower_order_final=False, **ALWAYS),
+            parabola,
+        ),
+        (sampler("sa_solver", lower_order_final=False, **ALWAYS), parabola),
+    ],
+    ids=["dpmpp_2m_sde", "dpmpp_3m_sde", "predictor", "predictor and corrector"],
+)
+def test_a_polynomial_in_lambda_is_integrated_exactly(which, denoise):
+    """After a start so short that the lower order there makes no difference."""
+    fine = [-1, -0.9999, -0.9998, -0.5, 0.1, 0.3, 0.8, 1.7, 1.7]
+    coarse = [-1, -0.9999, -0.9998, 0.1, 1.7, 1.7, 1.7, 1.7, 1.7]
+    with jax.enable_x64(True):
+        samples = []
+        for lambdas in (fine, coarse):
+            levels = SCHEDULE.at_logsnr(2 * jnp.asarray(lambdas, float))
+            sample, _ = run(which, denoise, KEY, X.astype(float), levels)
+            samples.append(np.asarray(sample))
+    assert_allclose(samples[1], samples[0], atol=1e-6)
+
+
+def test_where_dpmpp_sde_looks_within_a_step_does_not_matter_to_a_line():
+    levels = SCHEDULE(jnp.asarray([900.0, 500.0, 200.0]))
+    samples = [
+        run(sampler("dpmpp_sde", r=r), line, KEY, X, levels)[0] for r in (0.2, 0.5, 0.9)
+    ]
+    assert_allclose(samples[1], samples[0], atol=2e-5)
+    assert_allclose(samples[2], samples[0], atol=2e-5)
+
+
 def test_churn_adds_noise_up_to_the_level_that_the_network_hears():
     heard = []
 
