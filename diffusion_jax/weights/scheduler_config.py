@@ -343,24 +343,23 @@ UNDECLARED = ("sigma_min", "sigma_max", *_SEQUENCE)
 FOREIGN = frozenset().union(*(kind.fields for kind in CLASSES.values()))
 
 _TOKENS = "it samples discrete tokens"
-_CALLER = "its steps are chosen by the caller, not by its config"
 WITHOUT_COUNTERPART = {
     "AmusedScheduler": _TOKENS,
     "BlockRefinementScheduler": _TOKENS,
     "DiscreteDDIMScheduler": _TOKENS,
     "EntropyBoundScheduler": _TOKENS,
     "VQDiffusionScheduler": _TOKENS,
-    "ConsistencyDecoderScheduler": "it belongs to one decoder, with its own two times",
+    "ConsistencyDecoderScheduler": "it belongs to one decoder and its two times",
     "DDPMWuerstchenScheduler": "its cosine is clamped at 1e-4 and bent by `scaler`",
     "FlowMapEulerDiscreteScheduler": "its network hears two times",
     "HeliosDMDScheduler": "it changes the resolution between stages",
     "HeliosScheduler": "it changes the resolution between stages",
     "KarrasVeScheduler": "its correction is a call of its own; take the sampler edm",
     "LTXEulerAncestralRFScheduler": "its noise is split in t, not in sigma / alpha",
-    "MiniMaxH3Scheduler": _CALLER,
+    "MiniMaxH3Scheduler": "its velocity points to the data, and time is 1 - t",
     "PiflowScheduler": "its network predicts a policy for many steps",
     "RFD4ProteinaScheduler": "it steps proteins, with a score scale of its own",
-    "SCMScheduler": _CALLER,
+    "SCMScheduler": "its times are arguments of a call, not in its config",
     "ScoreSdeVeScheduler": "its Langevin corrector is a call of its own",
     "ScoreSdeVpScheduler": "Euler-Maruyama in time; take the sampler ddpm",
 }
