@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.diffusion import grids, process, schedules
 from diffusion_jax.diffusion.samplers.dpm_solver import (
     dpm_multistep,
     dpm_singlestep,
@@ -67,6 +67,26 @@ def test_the_error_falls_with_the_published_order(name):
     measured = convergence.measured_orders(sampler, logsnrs_of(name))
     print(f"order of {name}: {measured.round(2)}")
     assert_allclose(measured, order, atol=0.15)
+
+
+def test_the_published_third_order_adds_half_of_a_parabola():
+    schedule = schedules.VarianceExploding()
+    lambdas = np.asarray([-1.0, -0.3, 0.5, 1.6])
+
+    def denoise(x, level):
+        # A parabola in lambda whose vertex is the last evaluation.
+        parabola = (process.logsnr(level) / 2 - lambdas[2]) ** 2
+        return process.from_x0(x, jnp.full_like(x, parabola), level)
+
+    samplers = [partial(dpmpp_3m, half_curvature=half) for half in (False, True)]
+    options = dict(lower_order_final_below=0)
+    samplers = [partial(sampler, **options) for sampler in samplers]
+    ts = schedule.inverse(jnp.asarray(2 * lambdas, float))
+    whole, half = draws(samplers, schedule, ts, denoise)
+    # x / sigma grows by the integral of x0 d(e^lambda).
+    u = np.linspace(*lambdas[2:], 10_001)
+    added = np.exp(-lambdas[3]) * np.trapezoid((u - lambdas[2]) ** 2 * np.exp(u), u)
+    assert_allclose(whole - half, added / 2, rtol=1e-4)
 
 
 # ---- one method is another ----------------------------------------------------------

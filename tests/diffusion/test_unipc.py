@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.diffusion import grids, process, schedules
 from diffusion_jax.diffusion.samplers.deis import deis
 from diffusion_jax.diffusion.samplers.dpmpp import dpmpp_2m, dpmpp_3m
 from diffusion_jax.diffusion.samplers.unipc import unipc
@@ -76,13 +76,36 @@ def test_a_step_that_is_not_corrected_keeps_what_it_predicts():
         assert np.abs(first - second).max() > 1e-4
 
 
-def test_the_variants_differ_and_only_where_lines_are():
-    ts = grids.trailing(SCHEDULE, 6, end=1)
-    first, second = draws([unipc, partial(unipc, variant="bh1")], ts)
-    assert np.abs(first - second).max() > 1e-4
-    # UniP-1 has no line, so without UniC-1 there is none to differ in.
-    one = partial(predictor, order=1)
-    assert_allclose(*draws([one, partial(one, variant="bh1")], ts), atol=1e-7)
+def test_a_line_adds_half_of_bh_times_its_rise():
+    """Zhao et al., eq. 3 and section 3.1, with a line that is 0 at the newest node."""
+    lambdas = np.asarray([-0.6, 0.2, 1.5])
+    levels = SCHEDULE.at_logsnr(jnp.asarray(2 * lambdas, float))
+    alpha, sigma = levels.alpha[-1], levels.sigma[-1]
+    h = lambdas[2] - lambdas[1]
+
+    def rising(x, level, form):
+        line = jnp.full_like(x, process.logsnr(level) / 2 - lambdas[1])
+        if form == "x0":
+            return process.from_x0(x, line, level)
+        return process.Prediction((x - level.sigma * line) / level.alpha, line)
+
+    @functools.partial(jax.jit, static_argnames=("variant", "form"))
+    def added(variant, form):
+        def run(order):
+            args = (KEY, partial(rising, form=form), exact.Visited(levels))
+            options = dict(order=order, variant=variant, form=form, **CONSTANT)
+            return predictor(*args, jnp.asarray(NOISE), levels.time, **options)[0]
+
+        return run(2) - run(1)
+
+    # Eq. 3 in x0 goes down as e^-h goes down, in eps up as e^h goes up.
+    for variant, form, expected in [
+        ("bh1", "x0", alpha * h),
+        ("bh2", "x0", -alpha * np.expm1(-h)),
+        ("bh1", "eps", -sigma * h),
+        ("bh2", "eps", -sigma * np.expm1(h)),
+    ]:
+        assert_allclose(added(variant, form), expected * h / 2, rtol=1e-4)
 
 
 def test_the_network_is_asked_once_a_step():
