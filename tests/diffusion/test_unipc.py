@@ -77,7 +77,7 @@ def test_a_step_that_is_not_corrected_keeps_what_it_predicts():
 
 
 def test_a_line_adds_half_of_bh_times_its_rise():
-    """Zhao et al., eq. 3 and section 3.1, with a line that is 0 at the newest node."""
+    """With a line that is 0 at the newest node; B(h) is of -h in x0."""
     lambdas = np.asarray([-0.6, 0.2, 1.5])
     levels = SCHEDULE.at_logsnr(jnp.asarray(2 * lambdas, float))
     alpha, sigma = levels.alpha[-1], levels.sigma[-1]
@@ -98,7 +98,6 @@ def test_a_line_adds_half_of_bh_times_its_rise():
 
         return run(2) - run(1)
 
-    # Eq. 3 in x0 goes down as e^-h goes down, in eps up as e^h goes up.
     for variant, form, expected in [
         ("bh1", "x0", alpha * h),
         ("bh2", "x0", -alpha * np.expm1(-h)),

@@ -21,9 +21,9 @@ def deis(
     order: int = 3,
     lower_order_final_below: Real = 15,
 ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
-    """The AB-DEIS of proposition 4, eps being a polynomial in log(sigma / alpha).
+    """AB-DEIS with eps a polynomial in log(rho), rho = sigma / alpha.
 
-    Its integral against d(rho), rho = sigma / alpha, is exact.
+    Its integral against d(rho) is exact; in t, as first published, it is a quadrature.
     """
     levels = schedule(ts)
     allowed = multistep.orders(

@@ -9,7 +9,7 @@ Mostly the weights are those of an interpolating polynomial. In y = x / alpha an
 s = sigma / alpha the probability-flow ODE is dy/ds = eps, in z = x / sigma and
 lambda = log(alpha / sigma) it is dz = x0 d(e^lambda); so the exact mean of a polynomial
 p over a step is that of p(s) ds, of p(lambda) e^-lambda for eps, of p(lambda) e^lambda
-for x0 (Lu et al., 2022, eq. 3.4 of arXiv:2206.00927 and eq. 9 of arXiv:2211.01095).
+for x0 (Lu et al., 2022: arXiv:2206.00927, eq. 3.4, and arXiv:2211.01095).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pseudo numerical methods: Adams-Bashforth with the weights of equal steps.
 
-PNDM and PLMS (Liu et al., 2022; arXiv:2202.09778) and iPNDM (Zhang and Chen, 2023,
-section 4; arXiv:2204.13902) differ only in how they start.
+PNDM and PLMS (Liu et al., 2022; arXiv:2202.09778) and iPNDM (Zhang and Chen, 2023;
+arXiv:2204.13902) differ only in how they start.
 """
 
 from __future__ import annotations

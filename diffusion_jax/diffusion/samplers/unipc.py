@@ -40,8 +40,8 @@ def unipc(
 ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
     """UniPC-p of p = `order`, 1 to 3: UniP-p is of order p, corrected by UniC-p of p + 1.
 
-    `variant` is B(h) of section 3.1, "bh1" or "bh2"; it matters only where a line is
-    taken, in UniP-2 and UniC-1, since all else is fixed by the order conditions (eq. 5).
+    `variant` is the paper's B(h), h ("bh1") or e^h - 1 ("bh2"); it matters only where
+    a line is taken, in UniP-2 and UniC-1: the order conditions fix all other weights.
     Steps in `uncorrected`, counted from 0, keep the x that they predict.
     """
     if variant not in ("bh1", "bh2"):
