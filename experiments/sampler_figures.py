@@ -35,8 +35,12 @@ TWICE = {
     "edm",
     "dpmpp_sde",
 }
-# The stochastic sampler of EDM has none of its noise unless it is told to churn.
-OPTIONS = {"edm": {"s_churn": 40.0, "s_noise": 1.003}}
+# EDM's sampler adds no noise unless it is told to churn, and SA-Solver only within an
+# interval; without one it solves the equation of the other stochastic solvers.
+OPTIONS = {
+    "edm": {"s_churn": 40.0, "s_noise": 1.003},
+    "sa_solver": {"tau_interval": (0.0, float("inf"))},
+}
 MARKERS = "os^vDPX*<>hd"
 
 
@@ -54,21 +58,25 @@ def draw(
 ) -> None:
     """One row of panels per family, one panel per column (name -> label) of the rows.
 
-    A label may differ between families (family -> label).
-    Rows whose value is blank are left out.
+    A label may differ between families (family -> label). Rows whose value is blank are
+    left out, and panels without any.
     """
     figure = figures.new_figure(3.4 * len(families))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     panels = figure.subplots(len(families), len(columns), squeeze=False)
     for family, line in zip(families, panels, strict=True):
+        chosen = [row for row in rows if row["sampler"] in FAMILIES[family]]
         for (column, label), panel in zip(columns.items(), line, strict=True):
-            chosen = [row for row in rows if row["sampler"] in FAMILIES[family]]
             _draw_panel(panel, chosen, column, FAMILIES[family])
             panel.set_title(family, fontsize=11, color=figures.INK)
             text = label if isinstance(label, str) else label[family]
             panel.set_ylabel(text, fontsize=9, color=figures.INK)
             if column in logarithmic and panel.lines:
                 panel.set_yscale("log")
+            panel.set_visible(bool(panel.lines))
+        for panel in [panel for panel in line if panel.lines][-1:]:
+            style = dict(fontsize=8, frameon=False, labelcolor=figures.INK)
+            panel.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), **style)
     figures.save_figure(figure, out, metadata={"rows": str(len(rows))})
 
 
@@ -93,4 +101,3 @@ def _draw_panel(
     if panel.lines:
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
-        panel.legend(fontsize=8, frameon=False, labelcolor=figures.INK, ncols=2)

@@ -214,7 +214,7 @@ def number_options(name):
     return {
         p.name: jnp.asarray(p.default, float)
         for p in parameters
-        if p.default is not p.empty and is_scalar(str(p.annotation))
+        if isinstance(p.default, int | float) and is_scalar(str(p.annotation))
     }
 
 
