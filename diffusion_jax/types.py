@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 Key = PRNGKeyArray
 Params = dict[str, Any]  # nested: {"unet": {"conv_in": {"kernel": ..., "bias": ...}}}
 Batch = dict[str, Array]
 Metrics = dict[str, Float[Array, ""]]
+
+
+KeysValues = dict[str, tuple[Float[Array, "B L E"], Float[Array, "B L E"]]]
+"""Keys and values of tokens by the path of the attention that reads them, heads joined."""
 
 
 class Conditioning(NamedTuple):
@@ -20,6 +24,15 @@ class Conditioning(NamedTuple):
     mask: Bool[Array, "B L"] | None = None  # True where a token exists
     vector: Float[Array, "B D"] | None = None  # added to the time embedding
     image: Float[Array, "B H W K"] | None = None  # stacked on the input channels
+    keys_values: KeysValues | None = None  # of the tokens, instead of them
+
+
+class Prompt(NamedTuple):
+    """Texts as the text encoders read them."""
+
+    tokens: Int[Array, "B T N L"]  # T text encoders, N chunks of L ids
+    weights: Float[Array, "B N L"]  # how much each token is emphasised; 1: not at all
+    is_empty: Bool[Array, "B"]  # whether the text is ""
 
 
 Network = Callable[[Float[Array, "B *d"], Float[Array, "B"], Conditioning], Any]
