@@ -29,17 +29,18 @@ class Layer(nn.Module):
     activation: str
     causal: bool
     dtype: Any = "float32"
+    norm_eps: float = 1e-5
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B L E"], mask: Bool[Array, "B L"] | None
     ) -> Float[Array, "B L E"]:
-        norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="layer_norm1")
+        norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="layer_norm1")
         attend = SelfAttention(
             self.num_layers, self.num_heads, self.causal, self.dtype, name="self_attn"
         )
         x = x + attend(norm(x), mask)
-        norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="layer_norm2")
+        norm = nn.LayerNorm(epsilon=self.norm_eps, dtype=self.dtype, name="layer_norm2")
         mlp = Perceptron(
             self.num_layers, self.mlp_width, self.activation, self.dtype, name="mlp"
         )
@@ -119,6 +120,7 @@ class Transformer(nn.Module):
     activation: str
     causal: bool
     dtype: Any = "float32"
+    norm_eps: float = 1e-5
 
     @nn.compact
     def __call__(
@@ -134,6 +136,7 @@ class Transformer(nn.Module):
                 self.activation,
                 self.causal,
                 self.dtype,
+                self.norm_eps,
                 name=f"layers.{i}",
             )
             hidden.append(layer(hidden[-1], mask))
@@ -187,6 +190,7 @@ class CLIPText(nn.Module):
     eos_id: int = 49407
     skip_layers: int = 0
     norm_hidden: bool = True
+    norm_eps: float = 1e-5
     dtype: Any = "float32"
 
     @nn.compact
@@ -211,9 +215,12 @@ class CLIPText(nn.Module):
             self.activation,
             True,
             self.dtype,
+            self.norm_eps,
             name="encoder",
         )
-        norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="final_layer_norm")
+        norm = nn.LayerNorm(
+            epsilon=self.norm_eps, dtype=self.dtype, name="final_layer_norm"
+        )
         states = transformer(embed(tokens), mask)
         hidden = states[self.num_layers - self.skip_layers]
         hidden = norm(hidden) if self.norm_hidden else hidden
