@@ -31,7 +31,7 @@ class Prompt(NamedTuple):
     """Texts as the text encoders read them."""
 
     tokens: Int[Array, "B T N L"]  # T text encoders, N chunks of L ids
-    weights: Float[Array, "B N L"]  # how much each token is emphasised; 1: not at all
+    weights: Float[Array, "B T N L"]  # emphasis of each token; 1: none
     is_empty: Bool[Array, "B"]  # whether the text is ""
 
 

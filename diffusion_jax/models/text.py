@@ -65,11 +65,15 @@ class TextEncoders:
             raise ValueError(
                 f"a prompt for {num_towers} text encoders, there are {self.names}"
             )
-        weights = prompt.weights.reshape(-1, length)
+        if prompt.weights.shape != prompt.tokens.shape:
+            raise ValueError(
+                f"{prompt.weights.shape} weights for {prompt.tokens.shape} tokens"
+            )
         states = []
         for i, (tower, name) in enumerate(zip(self.towers, self.names)):
             tokens = prompt.tokens[:, i].reshape(-1, length)
             hidden, pooled = tower.apply({"params": params[name]}, tokens)
+            weights = prompt.weights[:, i].reshape(-1, length)
             states.append(emphasise(hidden, weights))
         hidden = jnp.concatenate(states, axis=-1)
         hidden = hidden.reshape(batch, num_chunks * length, -1)
