@@ -1,0 +1,48 @@
+"""What samples: a stage of a config, and the pipeline around it."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.build import networks
+from diffusion_jax.build.choices import choose
+from diffusion_jax.build.mathematics import (
+    clip,
+    guide,
+    learns_variance,
+    objective,
+)
+from diffusion_jax.data import captions
+from diffusion_jax.diffusion import grids, parameterization
+from diffusion_jax.diffusion.samplers import SAMPLERS
+from diffusion_jax.pipelines.stable_diffusion import StableDiffusion
+from diffusion_jax.pipelines.stage import Stage
+
+
+def stage(config: ConfigDict) -> Stage:
+    sampling = config.sampling
+    made = objective(config)
+    parameterization.check(made.parameterization, made.schedule)
+    return Stage(
+        networks.unet(config),
+        made.schedule,
+        made.parameterization,
+        choose("sampler", SAMPLERS, sampling.sampler),
+        choose("grid", grids.GRIDS, sampling.grid),
+        sampling.steps,
+        **guide(sampling.guidance, made.parameterization, made.schedule),
+        clip=clip(sampling.get("clip")),
+        learned_variance=learns_variance(config),
+    )
+
+
+def stable_diffusion(
+    config: ConfigDict, tokenizer: captions.Tokenizer
+) -> StableDiffusion:
+    return StableDiffusion(
+        networks.text_encoder(config, tokenizer),
+        stage(config),
+        networks.autoencoder(config),
+        networks.latent_shape(config),
+        pooled=networks.hears_pooled(config),
+    )
