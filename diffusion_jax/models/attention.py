@@ -7,6 +7,7 @@ else blocks of queries. `reference_attention` is the equation written down.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -148,6 +149,7 @@ class CrossAttention(nn.Module):
     """Multi-head attention of x to a context (to itself without one)."""
 
     num_heads: int
+    upcast: bool = False  # queries and keys are compared in float32
     dtype: Any = "float32"
 
     @nn.compact
@@ -171,6 +173,8 @@ class CrossAttention(nn.Module):
             return split_heads(linear(y), self.num_heads)
 
         q, k, v = project("to_q", x), project("to_k", context), project("to_v", context)
+        if self.upcast:
+            q, k = q.astype(jnp.float32), k.astype(jnp.float32)
         y = attend(q, k, v, mask=mask).reshape(x.shape)
         return nn.Dense(
             width, kernel_init=layers.fan_in_init, dtype=self.dtype, name="to_out.0"
@@ -202,6 +206,7 @@ class TransformerBlock(nn.Module):
     """Self-attention, attention to the tokens, feed-forward; each pre-normed."""
 
     num_heads: int
+    upcast: bool = False
     dtype: Any = "float32"
 
     @nn.compact
@@ -214,10 +219,11 @@ class TransformerBlock(nn.Module):
         def norm(name: str, y: Array) -> Array:
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(y)
 
-        attn1 = CrossAttention(self.num_heads, self.dtype, name="attn1")
-        x = x + attn1(norm("norm1", x))
-        attn2 = CrossAttention(self.num_heads, self.dtype, name="attn2")
-        x = x + attn2(norm("norm2", x), tokens, mask)
+        attend_to = functools.partial(
+            CrossAttention, self.num_heads, self.upcast, self.dtype
+        )
+        x = x + attend_to(name="attn1")(norm("norm1", x))
+        x = x + attend_to(name="attn2")(norm("norm2", x), tokens, mask)
         return x + FeedForward(self.dtype, name="ff")(norm("norm3", x))
 
 
@@ -228,6 +234,7 @@ class SpatialTransformer(nn.Module):
     depth: int
     linear_projection: bool
     norm_groups: int
+    upcast: bool = False
     dtype: Any = "float32"
 
     @nn.compact
@@ -248,7 +255,7 @@ class SpatialTransformer(nn.Module):
         h = h.reshape(batch, height * width, channels)
         for i in range(self.depth):
             block = TransformerBlock(
-                self.num_heads, self.dtype, name=f"transformer_blocks.{i}"
+                self.num_heads, self.upcast, self.dtype, name=f"transformer_blocks.{i}"
             )
             h = block(h, cond.tokens, cond.mask)
         h = project("proj_out", layers.zero_init, h.reshape(x.shape))

@@ -28,6 +28,7 @@ class Encoder(nn.Module):
     blocks_per_level: int
     out_channels: int
     norm_groups: int
+    mid_attention: bool
     dtype: Any = "float32"
 
     @nn.compact
@@ -45,9 +46,7 @@ class Encoder(nn.Module):
                 name=f"down_blocks.{level}",
             )
             h = block(h, None, Conditioning())[-1]
-        h = make_middle(self.channels[-1], self.norm_groups, self.dtype)(
-            h, None, Conditioning()
-        )
+        h = make_middle(self)(h, None, Conditioning())
         return norm_and_project(h, self.out_channels, self.norm_groups, self.dtype)
 
 
@@ -58,14 +57,13 @@ class Decoder(nn.Module):
     blocks_per_level: int
     out_channels: int
     norm_groups: int
+    mid_attention: bool
     dtype: Any = "float32"
 
     @nn.compact
     def __call__(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
         h = layers.Conv(self.channels[-1], dtype=self.dtype, name="conv_in")(z)
-        h = make_middle(self.channels[-1], self.norm_groups, self.dtype)(
-            h, None, Conditioning()
-        )
+        h = make_middle(self)(h, None, Conditioning())
         for i, channels in enumerate(reversed(self.channels)):
             is_last = i == len(self.channels) - 1
             block = blocks.UpBlock(
@@ -91,16 +89,17 @@ def make_resnet(channels: int, norm_groups: int, dtype: Any) -> Callable:
     )
 
 
-def make_middle(channels: int, norm_groups: int, dtype: Any) -> blocks.MidBlock:
+def make_middle(half: Encoder | Decoder) -> blocks.MidBlock:
     """The middle of both halves: single-head self-attention between two resnets."""
     attend = functools.partial(
         attention.AddedKVAttention,
         num_heads=1,
-        norm_groups=norm_groups,
+        norm_groups=half.norm_groups,
         norm_eps=NORM_EPS,
-        dtype=dtype,
+        dtype=half.dtype,
     )
-    resnet = make_resnet(channels, norm_groups, dtype)
+    resnet = make_resnet(half.channels[-1], half.norm_groups, half.dtype)
+    attend = attend if half.mid_attention else None
     return blocks.MidBlock(resnet, attend, name="mid_block")
 
 
@@ -124,10 +123,13 @@ class AutoencoderKL(nn.Module):
     latent_channels: int = 4
     image_channels: int = 3
     norm_groups: int = 32
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
     dtype: Any = "float32"
 
     def setup(self) -> None:
-        shared = (self.norm_groups, self.dtype)
+        shared = (self.norm_groups, self.mid_block_add_attention, self.dtype)
         latent = self.latent_channels
         self.encoder = Encoder(
             self.channels, self.blocks_per_level, 2 * latent, *shared
@@ -135,8 +137,11 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(
             self.channels, self.blocks_per_level, self.image_channels, *shared
         )
-        self.quant_conv = layers.Conv(2 * latent, kernel_size=1, dtype=self.dtype)
-        self.post_quant_conv = layers.Conv(latent, kernel_size=1, dtype=self.dtype)
+        pointwise = functools.partial(layers.Conv, kernel_size=1, dtype=self.dtype)
+        if self.use_quant_conv:
+            self.quant_conv = pointwise(2 * latent)
+        if self.use_post_quant_conv:
+            self.post_quant_conv = pointwise(latent)
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """The reconstruction from the mean of q(z | x)."""
@@ -147,11 +152,13 @@ class AutoencoderKL(nn.Module):
     ) -> tuple[Float[Array, "B h w Z"], Float[Array, "B h w Z"]]:
         """Mean and log variance of q(z | x), float32."""
         convolution.check_halves(x, len(self.channels) - 1)
-        moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        moments = self.encoder(x)
+        if self.use_quant_conv:
+            moments = self.quant_conv(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W C"]:
         """The image of a latent, float32."""
-        x = self.decoder(self.post_quant_conv(z))
-        return x.astype(jnp.float32)
+        z = self.post_quant_conv(z) if self.use_post_quant_conv else z
+        return self.decoder(z).astype(jnp.float32)

@@ -39,7 +39,8 @@ class UNet(nn.Module):
     The last level does not change the resolution. Fields that say "or one per level"
     take a number or a tuple as long as `channels`. `vector` says how `cond.vector`
     joins the time embedding: as it is, through a two-layer network under one of the two
-    published names, or (one-hot) as rows of a table.
+    published names, or (one-hot) as rows of a table. `upcast_attention` compares
+    queries and keys of the transformers in float32, whatever `dtype` is.
     """
 
     channels: Sequence[int] = (320, 640, 1280, 1280)
@@ -49,11 +50,13 @@ class UNet(nn.Module):
     num_heads: int | Sequence[int] = 8
     transformer_depth: int | Sequence[int] = 1
     linear_projection: bool = False
+    upcast_attention: bool = False
     resample: str = "conv"
     time_modulation: str = "add"
     vector: str = "none"
     out_channels: int = 4
     norm_groups: int = 32
+    norm_eps: float = 1e-5
     dropout: float = 0.0
     dtype: Any = "float32"
 
@@ -105,7 +108,7 @@ class UNet(nn.Module):
             skips = skips[:-num_blocks]
 
         norm = layers.GroupNorm(
-            self.norm_groups, dtype=self.dtype, name="conv_norm_out"
+            self.norm_groups, self.norm_eps, self.dtype, name="conv_norm_out"
         )
         h = layers.Conv(
             self.out_channels,
@@ -135,6 +138,7 @@ class UNet(nn.Module):
             blocks.ResnetBlock,
             channels=self.channels[level],
             norm_groups=self.norm_groups,
+            norm_eps=self.norm_eps,
             time_modulation=self.time_modulation,
             dropout=self.dropout,
             dtype=self.dtype,
@@ -160,6 +164,7 @@ class UNet(nn.Module):
             attention.SpatialTransformer,
             depth=self._at("transformer_depth", level),
             linear_projection=self.linear_projection,
+            upcast=self.upcast_attention,
             **options,
         )
 

@@ -133,6 +133,27 @@ def test_tokens_are_a_set_to_the_pixels():
     np.testing.assert_allclose(y, y_unseen, atol=1e-5)
 
 
+@pytest.mark.parametrize("upcast", [True, False])
+def test_upcast_heads_are_compared_in_float32(upcast):
+    """Scores are large here, so that rounding the scaled queries shows."""
+    x = draw((2, 40, 24), 0, "bfloat16")
+    layer = attention.CrossAttention(3, upcast=upcast, dtype="bfloat16")
+    params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
+    params["to_q"]["kernel"] *= 100
+
+    def project(name):
+        y = x @ params[name]["kernel"].astype(x.dtype)
+        return attention.split_heads(y, 3).astype("float32")
+
+    q, k, v = (project(name) for name in ("to_q", "to_k", "to_v"))
+    y = attention.reference_attention(q, k, v).astype(x.dtype).reshape(x.shape)
+    out = jax.tree.map(lambda p: p.astype(x.dtype), params["to_out.0"])
+    expected = (y @ out["kernel"] + out["bias"]).astype("float32")
+    given = layer.apply({"params": params}, x).astype("float32")
+    error = jnp.linalg.norm(given - expected) / jnp.linalg.norm(expected)
+    assert (error < 0.003) == upcast
+
+
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="width 8 does not split in 3 heads"):
         attention.split_heads(jnp.zeros((1, 2, 8)), 3)

@@ -11,8 +11,12 @@ diffusers = pytest.importorskip("diffusers")
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.weights.convert import load_torch
 
+FIELDS = ("use_quant_conv", "use_post_quant_conv", "mid_block_add_attention")
 
-def test_autoencoder_agrees_with_diffusers():
+
+@pytest.mark.parametrize("without", [(), *((field,) for field in FIELDS), FIELDS])
+def test_autoencoder_agrees_with_diffusers(without):
+    fields = dict.fromkeys(without, False)
     torch.manual_seed(0)
     reference = diffusers.AutoencoderKL(
         block_out_channels=(16, 32, 32),
@@ -20,6 +24,7 @@ def test_autoencoder_agrees_with_diffusers():
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=2,
         norm_num_groups=8,
+        **fields,
     )
     with torch.no_grad():
         for parameter in reference.parameters():
@@ -27,12 +32,13 @@ def test_autoencoder_agrees_with_diffusers():
     x = np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
     z = np.random.default_rng(1).standard_normal((2, 4, 6, 4)).astype(np.float32)
 
-    vae = AutoencoderKL(channels=(16, 32, 32), norm_groups=8)
+    vae = AutoencoderKL(channels=(16, 32, 32), norm_groups=8, **fields)
     like = jax.eval_shape(vae.init, jax.random.key(0), x)["params"]
     tensors = {name: t.numpy() for name, t in reference.state_dict().items()}
     variables = {"params": load_torch(tensors, like)}
-    mean, logvar = vae.apply(variables, jnp.asarray(x), method="encode")
-    image = vae.apply(variables, jnp.asarray(z), method="decode")
+    apply = jax.jit(vae.apply, static_argnames="method")
+    mean, logvar = apply(variables, jnp.asarray(x), method="encode")
+    image = apply(variables, jnp.asarray(z), method="decode")
 
     with torch.no_grad():
         posterior = reference.encode(torch.tensor(x).permute(0, 3, 1, 2)).latent_dist

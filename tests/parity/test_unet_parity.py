@@ -82,9 +82,18 @@ THEIR_ONE_LEVEL = dict(
 )
 VARIANTS = {
     "stable diffusion 1": (TRANSFORMER, THEIRS),
+    "stable diffusion 1, inpainting": (TRANSFORMER, THEIRS | dict(in_channels=9)),
     "stable diffusion 2": (
-        TRANSFORMER | dict(linear_projection=True, num_heads=(2, 4)),
-        THEIRS | dict(use_linear_projection=True, attention_head_dim=(2, 4)),
+        TRANSFORMER
+        | dict(linear_projection=True, num_heads=(2, 4), upcast_attention=True),
+        THEIRS
+        | dict(
+            use_linear_projection=True, attention_head_dim=(2, 4), upcast_attention=True
+        ),
+    ),
+    "another eps of the norms": (
+        TRANSFORMER | dict(norm_eps=0.5),
+        THEIRS | dict(norm_eps=0.5),
     ),
     "stable diffusion xl": (XL, THEIR_XL),
     "unclip decoder": (KARLO, THEIR_KARLO),
@@ -155,13 +164,15 @@ def test_unet_agrees_with_diffusers(name):
     mask = np.arange(7) < np.array([[7], [4]])
     time = np.array([3.0, 740.0], np.float32)
     vector, their_vector = vector_for(ours, theirs)
-    cond = Conditioning(jnp.asarray(tokens), jnp.asarray(mask), vector)
+    image = rng.standard_normal((2, 8, 8, 5)).astype(np.float32)
+    image = image if theirs.get("in_channels") == 9 else image[..., :0]
+    cond = Conditioning(jnp.asarray(tokens), jnp.asarray(mask), vector, image)
 
     like = jax.eval_shape(unet.init, jax.random.key(0), x, time, cond)["params"]
     params = load_torch(state_of(reference), like)
     with torch.no_grad():
         expected = reference(
-            nchw(x),
+            nchw(np.concatenate([x, image], -1)),
             torch.tensor(time),
             encoder_hidden_states=torch.tensor(tokens),
             encoder_attention_mask=torch.tensor(mask),
