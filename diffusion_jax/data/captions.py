@@ -19,7 +19,9 @@ from jaxtyping import Int
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
+WHOLE_FILE = "tokenizer.json"  # has the vocabulary and the merges, too
 CONFIG_FILE = "tokenizer_config.json"
+NUM_BYTES = 2 * 256  # tokens that are no merge: bytes, within and at the end of a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Tokenizer:
             row[: len(kept)] = kept
             row[len(kept) - 1] = self.eos_id
         return ids
+
+    def content(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, however many, without start, end and padding."""
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def num_cut(self, texts: Sequence[str]) -> Int[np.ndarray, "N"]:
         """How many tokens of each text do not fit."""
@@ -109,23 +116,30 @@ def train_tokenizer(
     return load_tokenizer(directory, context_length=context_length)
 
 
-def load_tokenizer(directory: str | pathlib.Path, *, context_length: int) -> Tokenizer:
-    """Loads a published CLIP tokenizer directory, or one of `train_tokenizer`."""
+def load_tokenizer(
+    directory: str | pathlib.Path, *, context_length: int | None = None
+) -> Tokenizer:
+    """Loads a published CLIP tokenizer directory, or one of `train_tokenizer`.
+
+    The context is as long as the directory says (`model_max_length`), unless given.
+    """
     directory = pathlib.Path(directory)
-    if context_length < 2:
+    if context_length is not None and context_length < 2:
         raise ValueError(f"context_length {context_length} has no room for start, end")
-    for name in (VOCAB_FILE, MERGES_FILE):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"no {name} in the tokenizer directory {directory}")
-    clip = transformers.CLIPTokenizer.from_pretrained(
-        str(directory), local_files_only=True
-    )
-    vocab = json.loads((directory / VOCAB_FILE).read_text(encoding="utf-8"))
-    # transformers makes a vocabulary of two tokens, silently, of files it cannot read.
-    if clip.get_vocab() != vocab:
+    vocab = _read_vocabulary(directory)
+    try:
+        clip = transformers.CLIPTokenizer.from_pretrained(
+            str(directory), local_files_only=True
+        )
+    except Exception as error:  # the backend's own errors are bare exceptions
+        raise _unreadable(directory, error) from error
+    _check_vocabulary(clip, vocab, directory)
+    if context_length is None:
+        context_length = clip.model_max_length
+    if not 2 <= context_length < 2**31:  # unsaid, it is a very large number
         raise ValueError(
-            f"the tokenizer loaded from {directory} has {len(clip)} tokens,"
-            f" {VOCAB_FILE} has {len(vocab)}"
+            f"the tokenizer of {directory} has a model_max_length of {context_length};"
+            " say context_length"
         )
     backend = tokenizers.Tokenizer.from_str(clip.backend_tokenizer.to_str())
     backend.no_padding()
@@ -133,8 +147,53 @@ def load_tokenizer(directory: str | pathlib.Path, *, context_length: int) -> Tok
     return Tokenizer(
         backend,
         context_length,
-        len(vocab),
+        len(clip),
         clip.bos_token_id,
         clip.eos_token_id,
         clip.pad_token_id,
     )
+
+
+def _read_vocabulary(directory: pathlib.Path) -> dict[str, int]:
+    """Token -> id as the files say, whichever of the two published forms they have."""
+    is_whole = not (directory / VOCAB_FILE).is_file()
+    if is_whole and not (directory / WHOLE_FILE).is_file():
+        raise FileNotFoundError(
+            f"no {VOCAB_FILE} and no {WHOLE_FILE} in the tokenizer directory {directory}"
+        )
+    if not is_whole and not (directory / MERGES_FILE).is_file():
+        raise FileNotFoundError(
+            f"no {MERGES_FILE} in the tokenizer directory {directory}"
+        )
+    file = directory / (WHOLE_FILE if is_whole else VOCAB_FILE)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return dict(content["model"]["vocab"] if is_whole else content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return ValueError(f"{path} is not a tokenizer that can be read: {reason}")
+
+
+def _check_vocabulary(
+    clip: transformers.CLIPTokenizer, vocab: dict[str, int], directory: pathlib.Path
+) -> None:
+    """transformers makes a tokenizer of two tokens, silently, of files it cannot read."""
+    if not vocab.items() <= clip.get_vocab().items():
+        raise ValueError(
+            f"the tokenizer loaded from {directory} has {len(clip)} tokens,"
+            f" its vocabulary file has {len(vocab)}"
+        )
+    if len(vocab) <= len(clip.all_special_tokens):
+        raise ValueError(f"the tokenizer of {directory} has only {len(vocab)} tokens")
+    has_merges = json.loads(clip.backend_tokenizer.to_str())["model"]["merges"]
+    if len(vocab) > NUM_BYTES + 2 and not has_merges:
+        raise ValueError(
+            f"the tokenizer of {directory} has {len(vocab)} tokens and no merges"
+        )
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(clip, name) is None:
+            raise ValueError(f"the tokenizer of {directory} has no {name}")

@@ -142,8 +142,114 @@ def test_a_vocabulary_other_than_that_of_the_file_is_refused(directory, monkeypa
     monkeypatch.setattr(
         transformers.CLIPTokenizer, "from_pretrained", lambda *_, **__: empty
     )
-    with pytest.raises(ValueError, match=r"has 2 tokens, vocab\.json has 6"):
+    with pytest.raises(ValueError, match="has 2 tokens, its vocabulary") as error:
         captions.load_tokenizer(directory, context_length=8)
+    assert str(directory) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def copy(directory, to, names, **contents):
+    """A directory of some of the files, and of others that have the given contents."""
+    to.mkdir()
+    for name in names:
+        (to / name).write_bytes((directory / name).read_bytes())
+    for stem, text in contents.items():
+        (to / FILES[stem]).write_text(text)
+    return to
+
+
+FILES = dict(
+    vocab="vocab.json",
+    merges="merges.txt",
+    config="tokenizer_config.json",
+    special="special_tokens_map.json",
+    whole="tokenizer.json",
+)
+TABLES = ("vocab.json", "merges.txt")
+
+
+def added(content):
+    """A token as published configs write it."""
+    flags = dict(lstrip=False, normalized=False, rstrip=False, single_word=False)
+    return dict(content=content, special=True, **flags)
+
+
+def test_published_forms_of_one_tokenizer_are_read_alike(directory, tmp_path):
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    names = dict(bos_token=captions.START, eos_token=captions.END)
+    named = {key: added(token) for key, token in names.items()}
+    both = json.dumps(named | dict(unk_token=captions.END, pad_token="!"))
+    plain = captions.load_tokenizer(directory)
+    last = plain.vocab_size - 1
+    table = {"0": added("!"), str(last): added(captions.END)}
+    forms = [
+        # SD 2: the map decides; SD XL's second: the config does; one file for all
+        copy(directory, tmp_path / "a", (*TABLES, FILES["config"]), special=both),
+        copy(
+            directory,
+            tmp_path / "b",
+            TABLES,
+            config=json.dumps(config | dict(pad_token="!", added_tokens_decoder=table)),
+            special=both,
+        ),
+    ]
+    clip = transformers.CLIPTokenizer.from_pretrained(str(forms[0]))
+    clip.save_pretrained(str(tmp_path / "c"))
+    assert not (tmp_path / "c" / "vocab.json").exists()
+    texts = [*TEXTS, "a ring!! two", "!"]
+    expected = clip(texts, padding="max_length", truncation=True)["input_ids"]
+    for form in [*forms, tmp_path / "c"]:
+        tokenizer = captions.load_tokenizer(form)
+        assert (tokenizer.pad_id, tokenizer.context_length) == (0, LENGTH)
+        assert tokenizer.vocab_size == plain.vocab_size
+        np.testing.assert_array_equal(tokenizer(texts), expected)
+    assert plain.pad_id == last
+    assert (plain(texts) != expected).any()
+
+
+def test_the_length_of_the_context_is_that_of_the_directory_or_must_be_said(
+    directory, tmp_path
+):
+    assert captions.load_tokenizer(directory).context_length == LENGTH
+    unsaid = copy(directory, tmp_path / "unsaid", TABLES)
+    with pytest.raises(ValueError, match="say context_length"):
+        captions.load_tokenizer(unsaid)
+    assert captions.load_tokenizer(unsaid, context_length=9).context_length == 9
+
+
+SPECIAL = {captions.START: 0, captions.END: 1}
+
+
+@pytest.mark.parametrize(
+    ("kept", "contents", "message"),
+    [
+        (["merges.txt"], dict(vocab="<!doctype html>"), r"vocab\.json is not"),
+        (["merges.txt"], dict(vocab=json.dumps(SPECIAL)), "is not a tokenizer"),
+        ([], dict(vocab=json.dumps(SPECIAL), merges=""), "has only 2 tokens"),
+        (["vocab.json"], dict(merges=""), "no merges"),
+        (["vocab.json"], dict(merges="version https://x\noid sha256:a\n"), "is not a"),
+        (["vocab.json"], {}, r"no merges\.txt"),
+        ([], dict(whole="{}"), r"tokenizer\.json is not"),
+        ([], {}, r"no vocab\.json and no tokenizer\.json"),
+    ],
+)
+def test_broken_files_are_one_line_that_names_the_directory(
+    directory, tmp_path, kept, contents, message
+):
+    broken = copy(directory, tmp_path / "broken", kept, **contents)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        captions.load_tokenizer(broken, context_length=8)
+    assert str(broken) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_content_is_all_ids_of_a_text_and_only_them(tokenizer, corpus):
+    texts = [*TEXTS, *corpus[:20]]
+    for ids, row in zip(tokenizer.content(texts), tokenizer(texts)):
+        assert row[1:-1].tolist()[: len(ids)] == ids[: LENGTH - 2]
+        assert set(row[1 + len(ids) :].tolist()) <= {tokenizer.eos_id}
+    (ids,) = tokenizer.content(["a small red circle " * 30])
+    assert len(ids) == 120
 
 
 def test_missing_and_wrong_files_are_errors(directory, tmp_path):
