@@ -315,14 +315,19 @@ def _stack(conds: tuple[Conditioning, ...], batch: int) -> Conditioning:
             continue
         if any(a is None for a in given):
             raise ValueError(f"cond and null must both have {name!r}, or neither")
-        shapes = [a.shape[1:] for a in given]
-        if len(set(shapes)) > 1:
-            listed = " and ".join(str(a.shape) for a in given)
-            raise ValueError(f"cond and null differ in the shape of {name!r}: {listed}")
-        fields[name] = jnp.concatenate(
-            [jnp.broadcast_to(a, (batch, *a.shape[1:])) for a in given]
+        fields[name] = jax.tree.map(
+            functools.partial(_concatenate, name, batch), *given
         )
     return Conditioning(**fields)
+
+
+def _concatenate(name: str, batch: int, *given: Array) -> Array:
+    """One array of a field of each condition, on top of each other."""
+    if len({a.shape[1:] for a in given}) > 1:
+        listed = " and ".join(str(a.shape) for a in given)
+        raise ValueError(f"cond and null differ in the shape of {name!r}: {listed}")
+    full = [jnp.broadcast_to(a, (batch, *a.shape[1:])) for a in given]
+    return jnp.concatenate(full)
 
 
 def _scale_at(scale: Scale, level: NoiseLevel, x: Float[Array, "B *d"]) -> Array:

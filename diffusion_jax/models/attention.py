@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_jax.models import convolution, layers
 from diffusion_jax.types import Conditioning
 
+NOTHING = Conditioning()
 HIDDEN = -1e30  # finite, so that a row without any key averages instead of being nan
 MAX_SCORES = {"cpu": 2**22, "gpu": 2**28}  # 16 MB stay in a cache; 1 GB
 
@@ -145,8 +146,21 @@ def split_heads(x: Float[Array, "B L E"], num_heads: int) -> Float[Array, "B L N
     return x.reshape(*x.shape[:2], num_heads, -1)
 
 
+def context_of(
+    path: tuple[str, ...], cond: Conditioning
+) -> tuple[Float[Array, "B L E"], Float[Array, "B L E"]] | None:
+    """The keys and values that `context.with_keys_values` made for the layer at a path."""
+    if cond.keys_values is None:
+        return None
+    name = "/".join(path)
+    if name not in cond.keys_values:
+        made = sorted(cond.keys_values)
+        raise ValueError(f"no keys and values for {name!r}, but for {made}")
+    return cond.keys_values[name]
+
+
 class CrossAttention(nn.Module):
-    """Multi-head attention of x to a context (to itself without one)."""
+    """Multi-head attention of x to the tokens (to itself without any)."""
 
     num_heads: int
     upcast: bool = False  # queries and keys are compared in float32
@@ -156,11 +170,9 @@ class CrossAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L E"],
-        context: Float[Array, "B K F"] | None = None,
-        mask: Bool[Array, "B K"] | None = None,
+        cond: Conditioning = NOTHING,
     ) -> Float[Array, "B L E"]:
         width = x.shape[-1]
-        context = x if context is None else context
 
         def project(name: str, y: Array) -> Array:
             linear = nn.Dense(
@@ -170,12 +182,17 @@ class CrossAttention(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )
-            return split_heads(linear(y), self.num_heads)
+            return linear(y)
 
-        q, k, v = project("to_q", x), project("to_k", context), project("to_v", context)
+        kept = context_of(self.path, cond)
+        if kept is None:
+            tokens = x if cond.tokens is None else cond.tokens
+            kept = project("to_k", tokens), project("to_v", tokens)
+        heads = (project("to_q", x), *kept)
+        q, k, v = (split_heads(h, self.num_heads) for h in heads)
         if self.upcast:
             q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-        y = attend(q, k, v, mask=mask).reshape(x.shape)
+        y = attend(q, k, v, mask=cond.mask).reshape(x.shape)
         return nn.Dense(
             width, kernel_init=layers.fan_in_init, dtype=self.dtype, name="to_out.0"
         )(y)
@@ -213,8 +230,7 @@ class TransformerBlock(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L E"],
-        tokens: Float[Array, "B K F"] | None,
-        mask: Bool[Array, "B K"] | None,
+        cond: Conditioning,
     ) -> Float[Array, "B L E"]:
         def norm(name: str, y: Array) -> Array:
             return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(y)
@@ -223,7 +239,7 @@ class TransformerBlock(nn.Module):
             CrossAttention, self.num_heads, self.upcast, self.dtype
         )
         x = x + attend_to(name="attn1")(norm("norm1", x))
-        x = x + attend_to(name="attn2")(norm("norm2", x), tokens, mask)
+        x = x + attend_to(name="attn2")(norm("norm2", x), cond)
         return x + FeedForward(self.dtype, name="ff")(norm("norm3", x))
 
 
@@ -257,7 +273,7 @@ class SpatialTransformer(nn.Module):
             block = TransformerBlock(
                 self.num_heads, self.upcast, self.dtype, name=f"transformer_blocks.{i}"
             )
-            h = block(h, cond.tokens, cond.mask)
+            h = block(h, cond)
         h = project("proj_out", layers.zero_init, h.reshape(x.shape))
         return x + h
 
@@ -284,7 +300,7 @@ class AddedKVAttention(nn.Module):
             linear = nn.Dense(
                 channels, kernel_init=layers.fan_in_init, dtype=self.dtype, name=name
             )
-            return split_heads(linear(y), self.num_heads)
+            return linear(y)
 
         norm = layers.GroupNorm(
             self.norm_groups, self.norm_eps, self.dtype, name="group_norm"
@@ -292,12 +308,15 @@ class AddedKVAttention(nn.Module):
         h = norm(x).reshape(batch, height * width, channels)
         q, k, v = project("to_q", h), project("to_k", h), project("to_v", h)
         mask = None
-        if cond.tokens is not None:
-            k = jnp.concatenate([project("add_k_proj", cond.tokens), k], axis=1)
-            v = jnp.concatenate([project("add_v_proj", cond.tokens), v], axis=1)
-        if cond.tokens is not None and cond.mask is not None:
+        kept = context_of(self.path, cond)
+        if kept is None and cond.tokens is not None:
+            kept = tuple(project(f"add_{n}_proj", cond.tokens) for n in "kv")
+        if kept is not None:
+            k, v = (jnp.concatenate(pair, axis=1) for pair in zip(kept, (k, v)))
+        if kept is not None and cond.mask is not None:
             pixels = jnp.ones((batch, height * width), bool)
             mask = jnp.concatenate([cond.mask, pixels], axis=1)
+        q, k, v = (split_heads(y, self.num_heads) for y in (q, k, v))
         h = attend(q, k, v, mask=mask).reshape(x.shape)
         return x + nn.Dense(
             channels, kernel_init=layers.zero_init, dtype=self.dtype, name="to_out.0"
