@@ -71,16 +71,17 @@ class TextEncoders:
             )
         states = []
         for i, (tower, name) in enumerate(zip(self.towers, self.names)):
-            tokens = prompt.tokens[:, i].reshape(-1, length)
+            tokens = jnp.asarray(prompt.tokens[:, i]).reshape(-1, length)
             hidden, pooled = tower.apply({"params": params[name]}, tokens)
-            weights = prompt.weights[:, i].reshape(-1, length)
+            weights = jnp.asarray(prompt.weights[:, i]).reshape(-1, length)
             states.append(emphasise(hidden, weights))
         hidden = jnp.concatenate(states, axis=-1)
         hidden = hidden.reshape(batch, num_chunks * length, -1)
         pooled = pooled.reshape(batch, num_chunks, -1)[:, 0]
         if self.zero_empty:
-            hidden = jnp.where(prompt.is_empty[:, None, None], 0.0, hidden)
-            pooled = jnp.where(prompt.is_empty[:, None], 0.0, pooled)
+            is_empty = jnp.asarray(prompt.is_empty)[:, None]
+            hidden = jnp.where(is_empty[..., None], 0.0, hidden)
+            pooled = jnp.where(is_empty, 0.0, pooled)
         return hidden, pooled
 
 
