@@ -19,8 +19,10 @@ ARROWS = {
 # the only files that see a config
 ENTRY_POINTS = {
     "build",
+    "convert_pickle",
     "command",
     "evaluate",
+    "export",
     "previews",
     "runs",
     "sample",
