@@ -18,7 +18,7 @@ from absl import flags
 from jaxtyping import Float
 
 from diffusion_jax import build, command, previews, runs
-from diffusion_jax.data import scene_verifier
+from diffusion_jax.data import prompts, scene_verifier
 from diffusion_jax.evaluation import accuracy, reconstruction, retrieval
 from diffusion_jax.pipelines import batched
 from diffusion_jax.tasks import clip as clip_task
@@ -85,8 +85,9 @@ def sample_split(run: runs.Run, split: str, *, seed: int = 0) -> Samples:
     pipeline = build.stable_diffusion(run.config, run.tokenizer)
     generate = batched.text_to_image(pipeline, batch_size=SAMPLING_BATCH)
     params = {**run.frozen, "unet": run.params["unet"]}
-    null_tokens = run.tokenizer([""])
-    images = generate(params, run.tokenizer(texts), null_tokens, seed=seed)
+    prompt = prompts.plain(texts, run.tokenizer)
+    negative = prompts.plain([""], run.tokenizer)
+    images = generate(params, prompt, negative, seed=seed)
     images = np.concatenate(list(images))
     verdict = accuracy.fraction_true(scene_verifier.shows, images, texts)
     return Samples(images, texts, verdict)

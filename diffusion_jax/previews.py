@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import build, runs
 from diffusion_jax.data import batches, captions
+from diffusion_jax.data import prompts as texts
 from diffusion_jax.evaluation import grids, reconstruction, retrieval
 from diffusion_jax.pipelines import batched
 from diffusion_jax.tasks import clip as clip_task
@@ -99,11 +100,11 @@ def _latent_diffusion_hook(config, directory, tokenizer) -> OnSample:
     pipeline = build.stable_diffusion(config, tokenizer)
     prompts = list(config.sampling.prompts)
     generate = batched.text_to_image(pipeline, batch_size=len(prompts))
-    tokens, null_tokens = tokenizer(prompts), tokenizer([""])
+    prompt, negative = texts.plain(prompts, tokenizer), texts.plain([""], tokenizer)
 
     def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:
         params = {**frozen, "unet": state.ema_params["unet"]}
-        images = np.concatenate(list(generate(params, tokens, null_tokens)))
+        images = np.concatenate(list(generate(params, prompt, negative)))
         picture = grids.captioned_grid(images, prompts, columns=min(4, len(prompts)))
         return {"samples": _show(picture, directory, step)}
 

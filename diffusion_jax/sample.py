@@ -22,6 +22,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, command, runs
+from diffusion_jax.data import prompts as texts
 from diffusion_jax.diffusion import grids as time_grids
 from diffusion_jax.diffusion.samplers import SAMPLERS
 from diffusion_jax.evaluation import grids
@@ -59,10 +60,11 @@ def make(
     batch_size = min(batch_size, len(prompts))
     generate = batched.text_to_image(pipeline, batch_size=batch_size)
     params = {**run.frozen, "unet": run.params["unet"]}
-    tokens, null_tokens = run.tokenizer(prompts), run.tokenizer([negative])
+    prompt = texts.plain(prompts, run.tokenizer)
+    null = texts.plain([negative], run.tokenizer)
     images: list[np.ndarray] = []
     print("compiling ...", end="\r", file=sys.stderr)
-    for batch in generate(params, tokens, null_tokens, seed=seed):
+    for batch in generate(params, prompt, null, seed=seed):
         images.extend(batch)
         print(f"{len(images)}/{len(prompts)} images", end="\r", file=sys.stderr)
     print(file=sys.stderr)

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax import build, previews, runs
+from diffusion_jax.data import prompts
 from diffusion_jax.diffusion.samplers import SAMPLERS, analytic_dpm, integrate
 from diffusion_jax.pipelines.stable_diffusion import StableDiffusion
 from diffusion_jax.pipelines.stage import image_keys
 from diffusion_jax.tasks import latent_diffusion
-from diffusion_jax.types import Params
+from diffusion_jax.types import Params, Prompt
 from experiments import sampler_figures
 
 LOOSEST = (
@@ -29,8 +29,8 @@ class Subject(NamedTuple):
     pipeline: StableDiffusion
     params: Params
     captions: list[str]
-    tokens: np.ndarray
-    null_tokens: np.ndarray
+    prompt: Prompt
+    negative: Prompt
     latents: jax.Array  # of real images
 
 
@@ -40,6 +40,10 @@ class Counted:
 
     network: nn.Module
     calls: list[int]
+
+    @property
+    def dtype(self):
+        return self.network.dtype
 
     def apply(self, *args, **kwargs):
         jax.debug.callback(lambda: self.calls.append(1))
@@ -60,8 +64,8 @@ def load(workdir: str, num_images: int) -> Subject:
         build.stable_diffusion(run.config, run.tokenizer),
         {**run.frozen, "unet": run.params["unet"]},
         captions[:num_images],
-        run.tokenizer(captions[:num_images]),
-        run.tokenizer([""]),
+        prompts.plain(captions[:num_images], run.tokenizer),
+        prompts.plain([""], run.tokenizer),
         draw(jax.random.key(0), run.frozen, {"image": batch["image"]})[:num_images],
     )
 
@@ -99,8 +103,9 @@ def eps_power(subject: Subject, steps: int) -> jax.Array:
         subject.pipeline,
         unet=dataclasses.replace(subject.pipeline.unet, sampler=estimate, steps=steps),
     )
-    args = subject.params, integrate.split(key, len(subject.tokens))
-    return jax.jit(pipeline.latents)(*args, subject.tokens, subject.null_tokens)[1]
+    args = subject.params, integrate.split(key, len(subject.captions))
+    run = jax.jit(pipeline.text_to_latents)
+    return run(*args, subject.prompt, subject.negative)[1]
 
 
 def _estimate(key, _, denoise, schedule, x, ts, *, x0):
@@ -112,9 +117,10 @@ def sample(subject: Subject, name: str, steps: int) -> tuple[jax.Array, int, flo
     """Latents, evaluations (each of a doubled batch) and seconds without compiling."""
     calls: list[int] = []
     pipeline = with_sampler(subject, name, steps, calls)
-    keys = image_keys(jax.random.key(0), jnp.arange(len(subject.tokens)))
-    args = subject.params, keys, subject.tokens, subject.null_tokens
-    compiled = jax.jit(lambda *args: pipeline.latents(*args)[0]).lower(*args).compile()
+    keys = image_keys(jax.random.key(0), jnp.arange(len(subject.captions)))
+    args = subject.params, keys, subject.prompt, subject.negative
+    run = jax.jit(lambda *args: pipeline.text_to_latents(*args)[0])
+    compiled = run.lower(*args).compile()
     start = time.monotonic()
     latents = jax.block_until_ready(compiled(*args))
     seconds = time.monotonic() - start

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import build, previews, runs
+from diffusion_jax.data import prompts
 from diffusion_jax.evaluation import grids, latent_space
 from diffusion_jax.pipelines.stage import image_keys
 from diffusion_jax.tasks import clip as clip_task
@@ -47,12 +48,16 @@ def draw_trajectory(run: runs.Run, out: pathlib.Path) -> None:
     prompt = run.config.sampling.prompts[0]
 
     @jax.jit
-    def frames(params, tokens, null_tokens):
+    def frames(params, shown, negative):
         keys = image_keys(jax.random.key(0), jnp.arange(1))
-        _, trace = pipeline.latents(params, keys, tokens, null_tokens)
+        _, trace = pipeline.text_to_latents(params, keys, shown, negative)
         return pipeline.decode(params, trace[:, 0])
 
-    shown = frames(params, run.tokenizer([prompt]), run.tokenizer([""]))
+    shown = frames(
+        params,
+        prompts.plain([prompt], run.tokenizer),
+        prompts.plain([""], run.tokenizer),
+    )
     chosen = np.unique(np.linspace(0, len(shown) - 1, 10).round().astype(int))
     labels = [f"step {step + 1}" for step in chosen]
     strip = grids.trajectory_strip(np.asarray(shown)[chosen], labels)

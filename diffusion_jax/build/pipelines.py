@@ -15,6 +15,7 @@ from diffusion_jax.build.mathematics import (
 from diffusion_jax.data import captions
 from diffusion_jax.diffusion import grids, parameterization
 from diffusion_jax.diffusion.samplers import SAMPLERS
+from diffusion_jax.models.text import TextEncoders
 from diffusion_jax.pipelines.stable_diffusion import StableDiffusion
 from diffusion_jax.pipelines.stage import Stage
 
@@ -40,7 +41,7 @@ def stable_diffusion(
     config: ConfigDict, tokenizer: captions.Tokenizer
 ) -> StableDiffusion:
     return StableDiffusion(
-        networks.text_encoder(config, tokenizer),
+        TextEncoders((networks.text_encoder(config, tokenizer),)),
         stage(config),
         networks.autoencoder(config),
         networks.latent_shape(config),

@@ -125,6 +125,11 @@ def make_prompts(
     return Prompt(tokens, weights, np.array([text == "" for text in texts], bool))
 
 
+def plain(texts: Sequence[str], tokenizer: Tokenizer) -> Prompt:
+    """Texts without syntax, cut to what one chunk holds: what networks train on."""
+    return make_prompts(texts, [tokenizer], weighted=False, max_chunks=1)
+
+
 def num_cut(
     texts: Sequence[str],
     tokenizers: Sequence[Tokenizer],

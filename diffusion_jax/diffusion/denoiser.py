@@ -115,6 +115,29 @@ def inpainted(
     return inpainted_denoise
 
 
+def blended(
+    denoise: Denoiser,
+    known: Float[Array, "B *d"],
+    mask: Float[Array, "..."],
+    noise: Float[Array, "B *d"],
+) -> Denoiser:
+    """Paint around what is known (Avrahami et al., 2022, arXiv:2206.02779, alg. 1).
+
+    Where `mask` is 1, the network sees `known` with `noise` on it, and that is what is
+    predicted there; 0 leaves both alone. `mask` broadcasts against x. A deterministic
+    sampler keeps to add_noise(known, noise, level) there, and ends on `known`.
+    """
+
+    def blended_denoise(x: Float[Array, "B *d"], level: NoiseLevel) -> Prediction:
+        seen = mask * process.add_noise(known, noise, level) + (1 - mask) * x
+        pred = denoise(seen, level)
+        x0 = mask * known + (1 - mask) * pred.x0
+        eps = mask * noise + (1 - mask) * pred.eps
+        return pred._replace(x0=x0, eps=eps)
+
+    return blended_denoise
+
+
 CLIPPINGS = {"static": clipped, "dynamic": thresholded}
 
 

@@ -60,3 +60,18 @@ def snr(level: NoiseLevel) -> Float[Array, "*b"]:
 def logsnr(level: NoiseLevel) -> Float[Array, "*b"]:
     """log(alpha**2 / sigma**2); inf for clean data, -inf for pure noise."""
     return 2 * (jnp.log(level.alpha) - jnp.log(level.sigma))
+
+
+def unit_std(level: NoiseLevel) -> Float[Array, "*b"]:
+    """1: sampling starts from N(0, 1)."""
+    return jnp.ones_like(level.sigma)
+
+
+def std_of_noise(level: NoiseLevel) -> Float[Array, "*b"]:
+    """The standard deviation of x_t for x0 = 0."""
+    return level.sigma
+
+
+def std_of_noisy_data(level: NoiseLevel) -> Float[Array, "*b"]:
+    """The standard deviation of x_t for data of variance 1."""
+    return jnp.hypot(level.sigma, level.alpha)

@@ -10,7 +10,7 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.diffusion import grids, process, schedules
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.process import NoiseLevel, Real
 from diffusion_jax.diffusion.samplers import (
@@ -27,7 +27,6 @@ from diffusion_jax.diffusion.samplers import (
 from diffusion_jax.diffusion.samplers.integrate import Keys
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.weights import (
-    recipe,
     scheduler_fields,
     scheduler_flows,
     scheduler_grids,
@@ -178,7 +177,7 @@ def read_in_ratio(
         scheduler_fields.prediction(fields, *predictions),
         sampler,
         scheduler_fields.clipping(fields),
-        recipe.of_noisy_data if starts_with_data else recipe.of_noise,
+        process.std_of_noisy_data if starts_with_data else process.std_of_noise,
     )
 
 

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion import denoiser, grids, parameterization, schedules
+from diffusion_jax.diffusion import (
+    denoiser,
+    grids,
+    parameterization,
+    process,
+    schedules,
+)
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.parameterization import Parameterization
@@ -21,7 +27,7 @@ from diffusion_jax.diffusion.samplers import (
     pndm,
 )
 from diffusion_jax.diffusion.schedules import Schedule
-from diffusion_jax.weights import recipe, scheduler_fields, scheduler_grids
+from diffusion_jax.weights import scheduler_fields, scheduler_grids
 from diffusion_jax.weights.recipe import Recipe
 from diffusion_jax.weights.scheduler_fields import Fields, Wrap, choose, require
 
@@ -93,7 +99,7 @@ def read_edm(fields: Fields, sampler: Sampler) -> Recipe:
         edm_parameterization(fields),
         sampler,
         scheduler_fields.clipping(fields),
-        recipe.of_noisy_data,
+        process.std_of_noisy_data,
     )
 
 
@@ -153,7 +159,9 @@ def read_euler_continuous(fields: Fields) -> Recipe:
         functools.partial(scheduler_grids.CURVES[chosen], **ends),
         negated_edm(1.0),
         heun.euler,
-        prior_std=recipe.of_noisy_data if leading == "leading" else recipe.of_noise,
+        prior_std=process.std_of_noisy_data
+        if leading == "leading"
+        else process.std_of_noise,
     )
 
 
@@ -181,7 +189,7 @@ def read_consistency(fields: Fields) -> Recipe:
         parameterization.edm(sigma_data),
         consistency.consistency,
         wrap,
-        recipe.of_noise,
+        process.std_of_noise,
     )
 
 

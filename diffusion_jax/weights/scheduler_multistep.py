@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.diffusion import grids, process, schedules
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.parameterization import Parameterization
 from diffusion_jax.diffusion.samplers import (
@@ -26,7 +26,6 @@ from diffusion_jax.diffusion.samplers import (
 from diffusion_jax.diffusion.samplers.integrate import Keys
 from diffusion_jax.diffusion.schedules import Schedule
 from diffusion_jax.weights import (
-    recipe,
     scheduler_fields,
     scheduler_flows,
     scheduler_grids,
@@ -209,7 +208,7 @@ def read_cosine_dpm(fields: Fields) -> Recipe:
         scheduler_flows.edm_grid(fields, low, high),
         scheduler_flows.edm_parameterization(fields),
         sampler,
-        prior_std=recipe.of_noisy_data,
+        prior_std=process.std_of_noisy_data,
     )
 
 

@@ -12,10 +12,11 @@ from diffusion_jax.diffusion import grids, parameterization, schedules
 from diffusion_jax.diffusion.samplers import SAMPLERS
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.clip import CLIPText
+from diffusion_jax.models.text import TextEncoders
 from diffusion_jax.pipelines import batched
 from diffusion_jax.pipelines.stable_diffusion import StableDiffusion
 from diffusion_jax.pipelines.stage import Stage
-from diffusion_jax.types import Conditioning
+from diffusion_jax.types import Conditioning, Prompt
 
 TRACED = []
 TEXT = CLIPText(
@@ -32,6 +33,12 @@ TOKENS = np.asarray([[1, 2, 3, 4, 19], [5, 6, 19, 19, 19], [7, 19, 19, 19, 19]])
 NULL = np.asarray([[19, 19, 19, 19, 19]])
 
 
+def prompt_of(tokens):
+    tokens = tokens[:, None, None]
+    is_empty = np.zeros(len(tokens), bool)
+    return Prompt(tokens, np.ones(tokens.shape, np.float32), is_empty)
+
+
 class Network(nn.Module):
     """Hears the noise, the time and the caption; notes when it is traced."""
 
@@ -43,7 +50,7 @@ class Network(nn.Module):
 
 
 PIPELINE = StableDiffusion(
-    TEXT,
+    TextEncoders((TEXT,)),
     Stage(
         Network(),
         schedules.Discrete(),
@@ -73,7 +80,8 @@ def params():
 
 
 def images(generate, params, tokens=TOKENS, null_tokens=NULL, **options):
-    return np.concatenate(list(generate(params, tokens, null_tokens, **options)))
+    prompt, negative = prompt_of(tokens), prompt_of(null_tokens)
+    return np.concatenate(list(generate(params, prompt, negative, **options)))
 
 
 def test_only_the_number_of_steps_recompiles(params):
@@ -121,6 +129,8 @@ def test_a_negative_prompt_that_is_the_prompt_undoes_guidance(params):
 
 def test_the_last_prediction_is_where_sampling_to_clean_data_ends(params):
     keys = jax.random.split(jax.random.key(1), 3)
-    latents, trace = jax.jit(PIPELINE.latents)(params, keys, TOKENS, NULL)
+    latents, trace = jax.jit(PIPELINE.text_to_latents)(
+        params, keys, prompt_of(TOKENS), prompt_of(NULL)
+    )
     assert trace.shape == (3, *latents.shape)
     np.testing.assert_allclose(trace[-1], latents, atol=1e-5)

@@ -6,7 +6,9 @@ the same draws whatever batch it is in: split, draw and start only with these fu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +21,24 @@ from diffusion_jax.diffusion.schedules import Schedule
 
 Keys = TypedKey[Array, "..."]  # one, or one per example
 Step = Callable[[Any, Keys, NoiseLevel, NoiseLevel], tuple[Any, Any]]
+Loop = Callable[..., tuple[Any, Any]]  # (body, carry, xs), as jax.lax.scan
+
+_LOOP: contextvars.ContextVar[Loop] = contextvars.ContextVar(
+    "loop", default=jax.lax.scan
+)
+
+
+@contextlib.contextmanager
+def looped_by(loop: Loop) -> Iterator[None]:
+    """What is traced inside runs its loop over steps by `loop`, not by `jax.lax.scan`.
+
+    So that whoever holds the loop can stop between steps: see pipelines/stepwise.py.
+    """
+    token = _LOOP.set(loop)
+    try:
+        yield
+    finally:
+        _LOOP.reset(token)
 
 
 def integrate(step: Step, carry: Any, key: Keys, levels: NoiseLevel) -> tuple[Any, Any]:
@@ -30,7 +50,7 @@ def integrate(step: Step, carry: Any, key: Keys, levels: NoiseLevel) -> tuple[An
     here = jax.tree.map(lambda a: a[:-1], levels)
     there = jax.tree.map(lambda a: a[1:], levels)
     keys = split(key, len(levels.time) - 1)
-    return jax.lax.scan(
+    return _LOOP.get()(
         lambda carry, args: step(carry, *args),
         jax.tree.map(_solver_precision, carry),
         (keys, here, there),
