@@ -1,6 +1,7 @@
 """Low-rank adaptations do here what they do in diffusers and peft, file by file."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,13 @@ peft = pytest.importorskip("peft")
 
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from diffusion_jax.models.clip import CLIPText
 from diffusion_jax.models.text import ProjectedText
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.types import Conditioning
-from diffusion_jax.weights import lora, lora_names
+from diffusion_jax.weights import lora, lora_files, lora_names
 from diffusion_jax.weights.convert import load_torch
 
 # diffusers still spells what transformers calls otherwise, and peft tells of choices.
@@ -167,19 +168,19 @@ def compiled(kind):
     networks, inputs = modules(kind), unet_inputs(kind)
 
     @jax.jit
-    def outputs(params, loras, scales):
-        params = lora.merge(params, loras, scales)
-        unet = networks["unet"].apply({"params": params["unet"]}, *inputs)
-        found = {"unet": unet}
+    def outputs(params):
+        found = {"unet": networks["unet"].apply({"params": params["unet"]}, *inputs)}
         for name in towers(kind):
             tokens = jnp.asarray(TOKENS)
             states, pooled = networks[name].apply({"params": params[name]}, tokens)
-            found |= {name: states} | (
-                {"pooled": pooled} if name == "text_encoder_2" else {}
-            )
+            found |= {name: states, "pooled": pooled}
         return found
 
     return outputs
+
+
+def our_outputs(kind, loras, scales):
+    return compiled(kind)(lora.merge(our_params(kind), loras, scales))
 
 
 @functools.cache
@@ -221,9 +222,141 @@ ALL = r"attn|ff|mlp|proj|resnets.*conv|samplers|text_projection"
 def test_what_is_saved_here_does_the_same_in_diffusers(kind, dialect, tmp_path):
     made = random_lora(kind, ALL, 0)
     assert set(made) == set(our_params(kind))
-    save_file(lora.save(made, dialect), tmp_path / "lora.safetensors")
+    lora_files.write(tmp_path / "lora.safetensors", made, dialect=dialect)
     pipe = pipeline(kind)
     plain = their_outputs(pipe, kind)
     pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
-    ours = compiled(kind)(our_params(kind), [made], [1.0])
+    ours = our_outputs(kind, [made], [1.0])
     close(ours, their_outputs(pipe, kind), plain)
+
+
+CONFIG = dict(r=4, lora_alpha=8, init_lora_weights=False)
+CONFIGS = {
+    "unet": CONFIG
+    | dict(
+        target_modules=["to_q", "to_out.0", "ff.net.2", "conv1", "proj_in"],
+        rank_pattern={"to_q": 2},
+        alpha_pattern={"attn1.to_out.0": 1, "conv1": 3},
+    ),
+    "text_encoder": CONFIG | dict(target_modules=["q_proj", "fc1"], use_rslora=True),
+    "text_encoder_2": CONFIG | dict(target_modules=["out_proj", "text_projection"]),
+}
+
+
+def adapted(kind):
+    """A pipeline whose networks have random adapters of peft."""
+    pipe = pipeline(kind)
+    for name in ("unet", *towers(kind)):
+        getattr(pipe, name).add_adapter(peft.LoraConfig(**CONFIGS[name]))
+    return pipe
+
+
+@pytest.mark.parametrize("spell", [dict, convert_state_dict_to_diffusers])
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_what_peft_trains_and_diffusers_saves_is_read(kind, spell, tmp_path):
+    pipe = adapted(kind)
+    components = {name: getattr(pipe, name) for name in ("unet", *towers(kind))}
+    layers = {
+        f"{name}_lora_layers": spell(peft.get_peft_model_state_dict(module))
+        for name, module in components.items()
+    }
+    pipe.save_lora_weights(tmp_path, **layers, **_collate_lora_metadata(components))
+    read = lora_files.load(tmp_path, our_params(kind))
+    assert set(read) == set(components)
+    theirs = their_outputs(pipe, kind)
+    plain = our_outputs(kind, [read], [0.0])
+    close(our_outputs(kind, [read], [1.0]), theirs, plain)
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder"])
+def test_a_directory_of_peft_is_read(component, tmp_path):
+    pipe = pipeline("sd1")
+    config = peft.LoraConfig(**CONFIGS[component])
+    wrapped = peft.get_peft_model(getattr(pipe, component), config)
+    wrapped.save_pretrained(tmp_path)
+    read = lora_files.load(tmp_path, our_params("sd1"))
+    assert set(read) == {component}
+    theirs = their_outputs(pipe, "sd1")[component]  # peft adapts in place
+    ours = our_outputs("sd1", [read], [1.0])
+    close(ours, {component: theirs})
+    # The state itself, in which the adapter has a name, says the same but for alpha.
+    state = {k: v.numpy() for k, v in wrapped.state_dict().items() if ".lora_" in k}
+    assert any(".lora_A.default.weight" in key for key in state)
+    said = {f"{component}.{key}": value for key, value in CONFIGS[component].items()}
+    named = lora.read(state, our_params("sd1"), metadata=said)
+    jax.tree.map(np.testing.assert_array_equal, named, read)
+
+
+def as_first_written(tensors):
+    """Names as the first versions of diffusers wrote them."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        for leaf, old in lora_names.OLD_LEAVES.items():
+            key = key.replace(f".{leaf}.lora_linear_layer.", f".{old}_lora.")
+            key = key.replace(f".{leaf}.lora.", f".processor.{old}_lora.")
+        renamed[key] = tensor
+    return renamed
+
+
+def test_the_first_names_of_diffusers_are_read(tmp_path):
+    made = random_lora("sd1", lora.ATTENTION, 1)
+    tensors = as_first_written(lora.save(made))
+    assert all(".processor.to_" in key for key in tensors)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    pipe = pipeline("sd1")
+    pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
+    read = lora_files.load(tmp_path / "lora.safetensors", our_params("sd1"))
+    jax.tree.map(np.testing.assert_array_equal, read, made)
+    ours = our_outputs("sd1", [read], [1.0])
+    close(ours, their_outputs(pipe, "sd1"))
+    text = random_lora("sd1", r"self_attn", 2)
+    tensors = as_first_written(lora.save(text))
+    assert any(".self_attn.to_out_lora.down." in key for key in tensors)
+    read = lora.read(tensors, our_params("sd1"))
+    jax.tree.map(np.testing.assert_array_equal, read, text)
+
+
+def test_names_of_latent_diffusion_are_read(tmp_path):
+    params = our_params("xl")
+    made = {"unet": random_lora("xl", ALL + "|embed|conv_", 3)["unet"]}
+    ldm = {
+        path: spelling
+        for spelling, places in lora_names.spellings(params).items()
+        for _, path in places
+        if spelling.startswith("lora_unet_")
+        and spelling != "lora_unet_" + re.sub(r"[./]", "_", path)
+    }
+    assert "lora_unet_input_blocks_4_1_proj_in" in ldm.values()
+    tensors = {}
+    for path, factors in made["unet"].items():
+        saved = lora.save({"unet": {path: factors}}, "kohya")
+        for key, tensor in saved.items():
+            tensors[ldm[path] + "." + key.split(".", 1)[1]] = tensor
+    read = lora.read(tensors, params)
+    assert set(read["unet"]) == set(made["unet"])
+    jax.tree.map(np.testing.assert_array_equal, read, made)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    pipe = pipeline("xl")
+    pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
+    close(our_outputs("xl", [read], [1.0]), their_outputs(pipe, "xl"))
+
+
+@pytest.mark.parametrize("kind", ["sd1", "xl"])
+def test_several_adapters_and_scales_per_component(kind, tmp_path):
+    pipe = pipeline(kind)
+    loras = [random_lora(kind, ALL, 4), random_lora(kind, "attn", 5, rank=2)]
+    for name, made in zip("ab", loras):
+        lora_files.write(tmp_path / f"{name}.safetensors", made)
+        pipe.load_lora_weights(
+            str(tmp_path), weight_name=f"{name}.safetensors", adapter_name=name
+        )
+    pipe.set_adapters(["a", "b"], [0.7, -0.4])
+    close(our_outputs(kind, loras, [0.7, -0.4]), their_outputs(pipe, kind))
+    parts = dict(unet=0.5, text_encoder=0.2) | (
+        dict(text_encoder_2=0.9) if kind == "xl" else {}
+    )
+    pipe.set_adapters(["a"], [parts])
+    close(our_outputs(kind, loras, [parts, 0.0]), their_outputs(pipe, kind))
+    pipe.set_adapters(["a", "b"], [1.0, 1.0])
+    pipe.fuse_lora(components=["unet", *towers(kind)], lora_scale=0.6)
+    close(our_outputs(kind, loras, [0.6, 0.6]), their_outputs(pipe, kind))
