@@ -6,8 +6,6 @@ on the arc between them, not on the line, where it would be too short.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
@@ -23,7 +21,7 @@ def slerp(
     norms = jnp.linalg.norm(a.ravel()) * jnp.linalg.norm(b.ravel())
     cos = jnp.vdot(a, b) / jnp.where(norms == 0, 1.0, norms)
     angle = jnp.arccos(jnp.clip(cos, -1.0, 1.0))
-    is_parallel = jnp.sin(angle) < 1e-4
+    is_parallel = jnp.abs(cos) > 1 - 1e-6
     safe = jnp.where(is_parallel, 1.0, angle)
     on_sphere = (jnp.sin((1 - share) * safe) * a + jnp.sin(share * safe) * b) / jnp.sin(
         safe
@@ -31,6 +29,6 @@ def slerp(
     return jnp.where(is_parallel, lerp(a, b, share), on_sphere)
 
 
-def lerp(a: PyTree, b: PyTree, share: Any) -> PyTree:
+def lerp(a: PyTree, b: PyTree, share: float | Float[Array, "..."]) -> PyTree:
     """(1 - s) a + s b of every array: conditions, say."""
     return jax.tree.map(lambda x, y: (1 - share) * x + share * y, a, b)

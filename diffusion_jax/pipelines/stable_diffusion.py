@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.diffusion import denoiser
 from diffusion_jax.diffusion.samplers.integrate import Keys
-from diffusion_jax.models import layers
+from diffusion_jax.models import layers, tiling
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.text import TextEncoders
 from diffusion_jax.pipelines import stage as stages
@@ -56,7 +56,7 @@ class StableDiffusion:
     size_id_width: int = 256
     inpaints: bool = False  # the U-Net also sees the mask and what it leaves
     latent_shift: float = 0.0
-    tile: int | None = None  # side of the tiles in which the autoencoder works
+    tile: int | None = None  # latents a side, of the tiles of the autoencoder
 
     def __call__(
         self,
@@ -170,7 +170,10 @@ class StableDiffusion:
         self, params: Params, image: Float[Array, "B H W 3"]
     ) -> Float[Array, "B h w c"]:
         """Scaled latents of images in [-1, 1]: the mean of their posterior."""
-        mean, _ = self.vae.apply({"params": params["vae"]}, image, method="encode")
+        if self.tile is None:
+            mean, _ = self.vae.apply({"params": params["vae"]}, image, method="encode")
+        else:
+            mean, _ = tiling.encode(self.vae, params["vae"], image, **self._tiles())
         return (mean - self.latent_shift) * params["latent_scale"]
 
     def decode(
@@ -178,5 +181,11 @@ class StableDiffusion:
     ) -> Float[Array, "B H W 3"]:
         """Images in [-1, 1] of scaled latents."""
         z = latents / params["latent_scale"] + self.latent_shift
-        image = self.vae.apply({"params": params["vae"]}, z, method="decode")
+        if self.tile is None:
+            image = self.vae.apply({"params": params["vae"]}, z, method="decode")
+        else:
+            image = tiling.decode(self.vae, params["vae"], z, **self._tiles())
         return jnp.clip(image, -1.0, 1.0).astype(jnp.float32)
+
+    def _tiles(self) -> dict[str, int]:
+        return {"size": self.tile, "overlap": self.tile // 4}

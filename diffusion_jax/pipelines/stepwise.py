@@ -79,7 +79,6 @@ def _run_once(run: Run, loop: Callable, args: tuple, kept: list) -> tuple[Array,
 
 
 def _no_outputs(body: Callable, carry: Any, xs: Any) -> Any:
-    """The stacked outputs of no step at all."""
-    first = jax.tree.map(lambda a: a[0], xs)
-    _, output = jax.eval_shape(body, carry, first)
-    return jax.tree.map(lambda a: jnp.zeros((0, *a.shape), a.dtype), output)
+    """Zeros in place of the stacked outputs, which nobody looks at."""
+    outputs = jax.eval_shape(lambda: jax.lax.scan(body, carry, xs)[1])
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), outputs)
