@@ -47,10 +47,11 @@ DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class TorchLayout:
-    """A parameter as torch stores it; transposed when it is read."""
+    """A parameter as torch stores it; transposed and converted when it is read."""
 
     path: tuple[str, ...]
     value: Any
+    to_dtype: np.dtype | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,10 +62,10 @@ class TorchLayout:
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(self.value.dtype)
+        return self.to_dtype or np.dtype(self.value.dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(to_torch(self.path, self.value), dtype)
+        return np.asarray(to_torch(self.path, self.value), dtype or self.dtype)
 
 
 def write_file(
@@ -134,11 +135,15 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def state_dict(params: Params, *, prefix: str = "") -> dict[str, TorchLayout]:
-    """torch's names and layouts of parameters, none of which is copied yet."""
+def state_dict(
+    params: Params, *, prefix: str = "", dtype: Any = None
+) -> dict[str, TorchLayout]:
+    """torch's names and layouts of parameters, in `dtype`; none is copied yet."""
     flat = traverse_util.flatten_dict(params)
+    to_dtype = None if dtype is None else np.dtype(dtype)
     return {
-        prefix + torch_key(path): TorchLayout(path, flat[path]) for path in sorted(flat)
+        prefix + torch_key(path): TorchLayout(path, flat[path], to_dtype)
+        for path in sorted(flat)
     }
 
 
