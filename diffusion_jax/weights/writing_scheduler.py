@@ -48,7 +48,9 @@ def scheduler_config(
     if isinstance(schedule, schedules.RectifiedFlow):
         return _flow(schedule, prediction, spacing)
     if prediction == "flow_prediction":
-        raise ValueError(f"diffusers predicts a flow in rectified flows, not {schedule}")
+        raise ValueError(
+            f"diffusers predicts a flow in rectified flows, not {schedule}"
+        )
     is_rescaled = isinstance(schedule, schedules.ZeroTerminalSNR)
     return {
         "_class_name": "DDIMScheduler",
