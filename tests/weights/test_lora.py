@@ -157,6 +157,58 @@ def test_underscores_are_looked_up_and_never_interpreted(like):
             assert known[stem] == [place]
 
 
+PUBLISHED = {
+    "sd1": (
+        UNet(channels=(8,) * 4, norm_groups=4, num_heads=2),
+        ["1_1", "2_1", "4_1", "5_1", "7_1", "8_1"],
+        ["3_1", "4_1", "5_1", "6_1", "7_1", "8_1", "9_1", "10_1", "11_1"],
+        ["input_blocks_3_0_op", "input_blocks_6_0_op", "input_blocks_9_0_op"],
+        ["output_blocks_2_1_conv", "output_blocks_5_2_conv", "output_blocks_8_2_conv"],
+    ),
+    "xl": (
+        UNet(
+            channels=(8,) * 3,
+            attention=("none", "transformer", "transformer"),
+            norm_groups=4,
+            num_heads=2,
+        ),
+        ["4_1", "5_1", "7_1", "8_1"],
+        ["0_1", "1_1", "2_1", "3_1", "4_1", "5_1"],
+        ["input_blocks_3_0_op", "input_blocks_6_0_op"],
+        ["output_blocks_2_2_conv", "output_blocks_5_2_conv"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_blocks_are_numbered_as_in_published_files(kind):
+    """The numbers that latent-diffusion gives the blocks of SD 1 and of XL."""
+    unet, inputs, outputs, down, up = PUBLISHED[kind]
+    cond = Conditioning(tokens=jnp.zeros((1, 7, 8)))
+    args = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), cond
+    shapes = jax.eval_shape(unet.init, jax.random.key(0), *args)["params"]
+    known = lora_names.spellings({"unet": shapes})
+    names = {n.removeprefix("lora_unet_") for n in known if n.startswith("lora_unet_")}
+
+    def attending(way):
+        end = "_transformer_blocks_0_attn1_to_k"
+        starts = [n.removesuffix(end) for n in names if n.endswith(end)]
+        return {n.removeprefix(way) for n in starts if n.startswith(way)}
+
+    assert attending("input_blocks_") == set(inputs)
+    assert attending("output_blocks_") == set(outputs)
+    assert attending("middle_block_") == {"1"}
+    assert {n for n in names if n.endswith("_op")} == set(down)
+    convs = {n for n in names if n.startswith("output_") and n.endswith("_conv")}
+    assert convs == set(up)
+    ends = {"time_embed_0", "time_embed_2", "input_blocks_0_0", "out_2"}
+    assert ends <= names
+    layers = {"in_layers_2", "emb_layers_1", "out_layers_3"}
+    assert {f"middle_block_2_{layer}" for layer in layers} <= names
+    assert "output_blocks_0_0_skip_connection" in names
+    assert all(len(places) == 1 for places in known.values())
+
+
 def test_names_that_two_text_encoders_share_must_say_which(like):
     stem = "text_model.encoder.layers.0.mlp.fc1"
     tensors = {
