@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.diffusion import interpolation
 from diffusion_jax.pipelines import edits, stepwise
 from diffusion_jax.pipelines.stable_diffusion import StableDiffusion, Start
 from diffusion_jax.pipelines.stage import image_keys, prior_noise, remember
@@ -30,6 +31,8 @@ class Rows(NamedTuple):
     noisy: Float[np.ndarray, "N h w c"] | None = None  # latents to go on with
     image: Float[np.ndarray, "N H W 3"] | None = None  # to start from, in [-1, 1]
     mask: Float[np.ndarray, "N H W 1"] | None = None  # 1 where to paint
+    toward: Prompt | None = None  # the other end of an interpolation
+    share: Float[np.ndarray, "N"] | None = None  # of the way there
 
 
 def generator(
@@ -103,6 +106,9 @@ def preparation(pipeline: StableDiffusion, *, from_noise: bool) -> Callable:
         keys = image_keys(jax.random.key(seed), rows.index)
         cond = pipeline.condition(params, rows.prompt)
         null = pipeline.condition(params, rows.negative, is_negative=True)
+        if rows.toward is not None:
+            other = pipeline.condition(params, rows.toward)
+            cond = jax.vmap(interpolation.lerp)(cond, other, rows.share)
         cond = remember(pipeline.unet, params["unet"], cond)
         null = remember(pipeline.unet, params["unet"], null)
         noise = rows.noise
