@@ -84,7 +84,7 @@ def sample_split(run: runs.Run, split: str, *, seed: int = 0) -> Samples:
     _, texts = previews.first_examples(run.config, run.tokenizer, split, NUM_SAMPLES)
     pipeline = build.stable_diffusion(run.config, run.tokenizer)
     generate = batched.text_to_image(pipeline, batch_size=SAMPLING_BATCH)
-    params = {**run.frozen, "unet": run.params["unet"]}
+    params = build.sampling_params(run.params, run.frozen)
     prompt = prompts.plain(texts, run.tokenizer)
     negative = prompts.plain([""], run.tokenizer)
     images = generate(params, prompt, negative, seed=seed)

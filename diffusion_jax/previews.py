@@ -103,7 +103,7 @@ def _latent_diffusion_hook(config, directory, tokenizer) -> OnSample:
     prompt, negative = texts.plain(prompts, tokenizer), texts.plain([""], tokenizer)
 
     def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:
-        params = {**frozen, "unet": state.ema_params["unet"]}
+        params = build.sampling_params(state.ema_params, frozen)
         images = np.concatenate(list(generate(params, prompt, negative)))
         picture = grids.captioned_grid(images, prompts, columns=min(4, len(prompts)))
         return {"samples": _show(picture, directory, step)}

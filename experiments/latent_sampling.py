@@ -62,7 +62,7 @@ def load(workdir: str, num_images: int) -> Subject:
     )
     return Subject(
         build.stable_diffusion(run.config, run.tokenizer),
-        {**run.frozen, "unet": run.params["unet"]},
+        build.sampling_params(run.params, run.frozen),
         captions[:num_images],
         prompts.plain(captions[:num_images], run.tokenizer),
         prompts.plain([""], run.tokenizer),

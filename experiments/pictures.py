@@ -44,7 +44,7 @@ def draw_samples(
 def draw_trajectory(run: runs.Run, out: pathlib.Path) -> None:
     """What each step of one sampling predicts as the clean image."""
     pipeline = build.stable_diffusion(run.config, run.tokenizer)
-    params = {**run.frozen, "unet": run.params["unet"]}
+    params = build.sampling_params(run.params, run.frozen)
     prompt = run.config.sampling.prompts[0]
 
     @jax.jit

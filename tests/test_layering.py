@@ -24,6 +24,7 @@ ENTRY_POINTS = {
     "evaluate",
     "export",
     "previews",
+    "published",
     "runs",
     "sample",
     "train",

@@ -15,7 +15,6 @@ from diffusion_jax.build.mathematics import (
 from diffusion_jax.data import captions
 from diffusion_jax.diffusion import grids, parameterization
 from diffusion_jax.diffusion.samplers import SAMPLERS
-from diffusion_jax.models.text import TextEncoders
 from diffusion_jax.pipelines.stable_diffusion import StableDiffusion
 from diffusion_jax.pipelines.stage import Stage
 
@@ -41,9 +40,12 @@ def stable_diffusion(
     config: ConfigDict, tokenizer: captions.Tokenizer
 ) -> StableDiffusion:
     return StableDiffusion(
-        TextEncoders((networks.text_encoder(config, tokenizer),)),
+        networks.text_encoders(config, tokenizer),
         stage(config),
         networks.autoencoder(config),
         networks.latent_shape(config),
         pooled=networks.hears_pooled(config),
+        num_size_ids=config.get("num_size_ids", 0),
+        size_id_width=config.get("size_id_width", 256),
+        latent_shift=config.get("latent_shift", 0.0),
     )

@@ -81,7 +81,7 @@ def loop_options(config: ConfigDict) -> LoopOptions:
     return LoopOptions(name=config.task.name, **values)
 
 
-def _clip_task(config, tokenizer, frozen) -> Task:
+def _clip_task(config, tokenizer, frozen, initial) -> Task:
     return clip_task.clip(
         networks.clip_model(config, tokenizer),
         image_size=config.data.image_size,
@@ -89,7 +89,7 @@ def _clip_task(config, tokenizer, frozen) -> Task:
     )
 
 
-def _autoencoder_task(config, tokenizer, frozen) -> Task:
+def _autoencoder_task(config, tokenizer, frozen, initial) -> Task:
     options = {name: value for name, value in config.task.items() if name != "name"}
     make = functools.partial(
         autoencoder_task.autoencoder,
@@ -99,9 +99,9 @@ def _autoencoder_task(config, tokenizer, frozen) -> Task:
     return construct("task", make, options)
 
 
-def _latent_diffusion_task(config, tokenizer, frozen) -> Task:
+def _latent_diffusion_task(config, tokenizer, frozen, initial) -> Task:
     return latent_diffusion.latent_diffusion(
-        networks.unet(config),
+        networks.trained(config, initial),
         networks.towers(config, tokenizer),
         objective(config),
         frozen,
@@ -122,12 +122,16 @@ def task(
     config: ConfigDict,
     tokenizer: captions.Tokenizer | None,
     frozen: Params | None = None,
+    initial: Params | None = None,
 ) -> Task:
-    """What the config trains; `frozen` is what earlier runs trained, if it needs any."""
+    """What the config trains; `frozen` is what earlier runs trained, if it needs any.
+
+    `initial` is what it starts from, if not at random.
+    """
     name = config.task.name
     if name not in TASKS:
         raise ConfigError(f"unknown task {name!r}: {nearest(name, TASKS)}")
-    return TASKS[name](config, tokenizer, frozen or {})
+    return TASKS[name](config, tokenizer, frozen or {}, initial)
 
 
 def check(config: ConfigDict) -> None:

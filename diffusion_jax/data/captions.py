@@ -54,9 +54,32 @@ class Tokenizer:
         lengths = [len(e.ids) for e in self.backend.encode_batch(list(texts))]
         return np.maximum(np.asarray(lengths, np.int32) - self.context_length, 0)
 
+    @property
+    def each(self) -> tuple[Tokenizer, ...]:
+        """This one alone; those of a model with several are `Tokenizers`."""
+        return (self,)
+
     def decode(self, ids: Int[np.ndarray, "L"]) -> str:
         """The text of one row, lower-cased, a space after every word."""
         return self.backend.decode(ids).replace(END_OF_WORD, " ").strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizers:
+    """Texts -> ids of every text encoder of a model that has several."""
+
+    each: tuple[Tokenizer, ...]
+
+    def __call__(self, texts: Sequence[str]) -> Int[np.ndarray, "N T L"]:
+        return np.stack([tokenizer(texts) for tokenizer in self.each], axis=1)
+
+    @property
+    def context_length(self) -> int:
+        return self.each[0].context_length
+
+    def num_cut(self, texts: Sequence[str]) -> Int[np.ndarray, "N"]:
+        """How many tokens of each text do not fit."""
+        return np.max([tokenizer.num_cut(texts) for tokenizer in self.each], axis=0)
 
 
 def _byte_alphabet() -> list[str]:

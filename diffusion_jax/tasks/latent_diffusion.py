@@ -7,6 +7,7 @@ The autoencoder and the text tower are frozen and arrive as an argument:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -21,9 +22,10 @@ from diffusion_jax.diffusion import (
     time_samplers,
     weightings,
 )
+from diffusion_jax.models import layers
 from diffusion_jax.models.autoencoder import AutoencoderKL
-from diffusion_jax.models.clip import CLIPText
-from diffusion_jax.types import Batch, Conditioning, Key, Metrics, Params, Task
+from diffusion_jax.models.text import TextEncoders
+from diffusion_jax.types import Batch, Conditioning, Key, Metrics, Params, Prompt, Task
 
 
 class Objective(NamedTuple):
@@ -37,15 +39,30 @@ class Objective(NamedTuple):
 
 
 class Towers(NamedTuple):
-    """The two frozen networks; their parameters are in `frozen`.
+    """The frozen networks; their parameters are in `frozen`.
 
-    `pooled`: the U-Net also hears the caption's pooled embedding, as in Stable
-    Diffusion XL (Podell et al., 2023, section 2.1; arXiv:2307.01952).
+    `pooled`: the U-Net also hears the caption's pooled embedding, and with `size_ids`
+    their sinusoids behind it, as in Stable Diffusion XL (Podell et al., 2023, sections
+    2.1 and 2.2; arXiv:2307.01952).
     """
 
     vae: AutoencoderKL
-    text_encoder: CLIPText
+    text: TextEncoders
     pooled: bool = False
+    size_ids: tuple[float, ...] = ()  # of all images, which are cut to one size
+    size_id_width: int = 256
+    latent_shift: float = 0.0  # z -> latent_scale * (z - latent_shift)
+
+
+class Network(NamedTuple):
+    """What is trained, and the U-Net's parameters that it makes of the frozen ones.
+
+    All of the U-Net by default; a low-rank adaptation replaces the other two fields.
+    """
+
+    unet: nn.Module
+    init: Callable[[Key, Params], Params] | None = None  # (key, frozen) -> trainable
+    merge: Callable[[Params, Params], Params] = lambda params, frozen: params["unet"]
 
 
 def encode_images(
@@ -57,11 +74,28 @@ def encode_images(
     return {"latent_mean": mean, "latent_std": jnp.exp(logvar / 2)}
 
 
-def encode_text(towers: Towers, frozen: Params, tokens: Int[Array, "B L"]) -> Batch:
-    """What the U-Net is told of captions, in the form in which batches may bring it."""
-    variables = {"params": frozen["text_encoder"]}
-    hidden, pooled = towers.text_encoder.apply(variables, tokens)
-    return {"text": hidden, "pooled": pooled} if towers.pooled else {"text": hidden}
+def encode_text(
+    towers: Towers,
+    frozen: Params,
+    tokens: Int[Array, "B *T L"],
+    *,
+    is_empty: bool = False,
+) -> Batch:
+    """What the U-Net is told of captions, in the form in which batches may bring it.
+
+    `tokens` have an axis of text encoders where there are several.
+    """
+    batch, length = len(tokens), tokens.shape[-1]
+    tokens = tokens.reshape(batch, -1, 1, length)
+    prompt = Prompt(tokens, jnp.ones(tokens.shape), jnp.full(batch, is_empty))
+    hidden, pooled = towers.text(frozen, prompt)
+    if not towers.pooled:
+        return {"text": hidden}
+    if towers.size_ids:
+        sizes = layers.sinusoid(jnp.asarray(towers.size_ids), towers.size_id_width)
+        sizes = jnp.broadcast_to(sizes.reshape(-1), (batch, sizes.size))
+        pooled = jnp.concatenate([pooled, sizes], axis=-1)
+    return {"text": hidden, "pooled": pooled}
 
 
 def condition(text: Batch) -> Conditioning:
@@ -79,7 +113,7 @@ def draw_latent(
     mean, std = posterior["latent_mean"], posterior["latent_std"]
     mean, std = mean.astype(jnp.float32), std.astype(jnp.float32)
     noise = jax.random.normal(key, mean.shape)
-    return frozen["latent_scale"] * (mean + std * noise)
+    return frozen["latent_scale"] * (mean + std * noise - towers.latent_shift)
 
 
 def drop_captions(
@@ -96,22 +130,26 @@ def drop_captions(
 
 
 def latent_diffusion(
-    unet: nn.Module,
+    trained: Network,
     towers: Towers,
     objective: Objective,
     frozen: Params,
-    null_tokens: Int[Array, "1 L"],
+    null_tokens: Int[Array, "1 *T L"],
     *,
     latent_shape: tuple[int, int, int],
     caption_dropout: float = 0.1,
 ) -> Task:
-    """Trains `{"unet": ...}` on batches of `image` and `tokens`.
+    """Trains the network's parameters on batches of `image` and `tokens`.
 
     A batch may bring `latent_mean`, `latent_std` instead of the image and `text`
     instead of the tokens: the frozen towers' outputs, computed once.
     """
 
+    unet = trained.unet
+
     def init(key: Key) -> tuple[Params, Params]:
+        if trained.init is not None:
+            return trained.init(key, frozen), frozen
         cond = condition(encode_text(towers, frozen, null_tokens))
         x = jnp.zeros((1, *latent_shape))
         return {"unet": unet.init(key, x, jnp.zeros(1), cond)["params"]}, frozen
@@ -124,12 +162,14 @@ def latent_diffusion(
         text = batch
         if "text" not in batch:
             text = encode_text(towers, frozen, batch["tokens"])
-        null = condition(encode_text(towers, frozen, null_tokens))
+        null = condition(encode_text(towers, frozen, null_tokens, is_empty=True))
         cond = drop_captions(key_drop, caption_dropout, condition(text), null)
+
+        unet_params = trained.merge(params, frozen)
 
         def network(x, time, cond):
             rngs = {"dropout": key_dropout}
-            variables = {"params": params["unet"]}
+            variables = {"params": unet_params}
             return unet.apply(variables, x, time, cond, train=True, rngs=rngs)
 
         values, metrics = objective.loss(key_noise, network, *objective[:-1], x0, cond)
