@@ -56,7 +56,15 @@ def attend(
             q, k, v, is_causal=causal, implementation="cudnn"
         )
     max_scores = MAX_SCORES.get(target, MAX_SCORES["gpu"])
-    return blocked_attention(q, k, v, mask=mask, causal=causal, max_scores=max_scores)
+    return blocked_attention(
+        q,
+        k,
+        v,
+        mask=mask,
+        causal=causal,
+        max_scores=max_scores,
+        by_head=target == "cpu",
+    )
 
 
 def fits_cudnn(q: Float[Array, "B Q N D"], mask: Bool[Array, "B K"] | None) -> bool:
@@ -73,18 +81,49 @@ def blocked_attention(
     mask: Bool[Array, "B K"] | None = None,
     causal: bool = False,
     max_scores: int,
+    by_head: bool = False,
 ) -> Float[Array, "B Q N D"]:
     """Attention for a block of queries at a time, of at most `max_scores` scores.
 
+    Where there are more, `by_head` takes one head of one example after the other: a CPU
+    multiplies two matrices at twice the speed of a batch of small ones.
+    """
+    batch, num_queries, num_heads, _ = q.shape
+    num_keys = k.shape[1]
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    scores_of_a_query = batch * num_heads * num_keys
+    if num_queries * scores_of_a_query <= max_scores:
+        return attend_at_once(q, k, v, mask, causal, 0).swapaxes(1, 2)
+    if not by_head:
+        rows = max_scores // scores_of_a_query
+        return attend_in_blocks(q, k, v, mask, causal, rows).swapaxes(1, 2)
+
+    def split(x: Array) -> Array:
+        return x.reshape(batch * num_heads, 1, 1, *x.shape[2:])
+
+    if mask is not None:
+        mask = jnp.repeat(mask, num_heads, axis=0)[:, None]
+    y = jax.lax.map(
+        lambda head: attend_in_blocks(*head, causal, max_scores // num_keys),
+        (split(q), split(k), split(v), mask),
+    )
+    return y.reshape(q.shape).swapaxes(1, 2)
+
+
+def attend_in_blocks(
+    q: Float[Array, "B N Q D"],
+    k: Float[Array, "B N K D"],
+    v: Float[Array, "B N K D"],
+    mask: Bool[Array, "B K"] | None,
+    causal: bool,
+    rows: int,
+) -> Float[Array, "B N Q D"]:
+    """Attention of `rows` queries after the other, or of one where that is 0.
+
     The gradient computes the scores of a block again, so that they never all exist.
     """
-    batch, num_queries, num_heads, width = q.shape
-    rows = max(1, max_scores // (batch * num_heads * k.shape[1]))
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    if rows >= num_queries:
-        return attend_at_once(q, k, v, mask, causal, 0).swapaxes(1, 2)
-
-    num_blocks = -(-num_queries // rows)
+    batch, num_heads, num_queries, width = q.shape
+    num_blocks = -(-num_queries // max(1, rows))
     rows = -(-num_queries // num_blocks)
     padding = num_blocks * rows - num_queries
     q = jnp.pad(q, ((0, 0), (0, 0), (0, padding), (0, 0)))
@@ -97,7 +136,7 @@ def blocked_attention(
     starts = jnp.arange(num_blocks) * rows
     y = jax.lax.map(lambda block: attend_block(*block), (q, starts))
     y = jnp.moveaxis(y, 0, 2).reshape(batch, num_heads, -1, width)
-    return y[:, :, :num_queries].swapaxes(1, 2)
+    return y[:, :, :num_queries]
 
 
 def attend_at_once(

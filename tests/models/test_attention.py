@@ -15,6 +15,12 @@ IMPLEMENTATIONS = {
     "at once": functools.partial(attention.blocked_attention, max_scores=2**22),
     "in even blocks": functools.partial(attention.blocked_attention, max_scores=1),
     "in ragged blocks": functools.partial(attention.blocked_attention, max_scores=400),
+    "head by head": functools.partial(
+        attention.blocked_attention, max_scores=100, by_head=True
+    ),
+    "a query of a head": functools.partial(
+        attention.blocked_attention, max_scores=1, by_head=True
+    ),
 }
 
 
@@ -88,11 +94,14 @@ def test_large_scores_pick_one_value():
     np.testing.assert_allclose(y.swapaxes(1, 2), expected, atol=1e-5)
 
 
-def test_blocks_hold_few_scores():
+@pytest.mark.parametrize("by_head", [False, True])
+def test_blocks_hold_few_scores(by_head):
     q, k, v = heads(num_queries=256, num_keys=64)
 
     def temporaries(max_scores):
-        blocked = functools.partial(attention.blocked_attention, max_scores=max_scores)
+        blocked = functools.partial(
+            attention.blocked_attention, max_scores=max_scores, by_head=by_head
+        )
         loss = jax.jit(jax.grad(lambda *qkv: blocked(*qkv).sum(), (0, 1, 2)))
         return loss.lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
 
