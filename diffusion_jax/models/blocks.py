@@ -109,15 +109,25 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours, then a convolution; called like a ResnetBlock."""
+    """Nearest neighbours, then a convolution; called like a ResnetBlock.
 
+    `size` is that of the result where it is not twice that of the input.
+    """
+
+    size: tuple[int, int] | None = None
     dtype: Any = "float32"
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B H W C"], emb: Array | None, *, train: bool = False
     ) -> Float[Array, "B P Q C"]:
-        conv = layers.Conv(x.shape[-1], repeats=True, dtype=self.dtype, name="conv")
+        conv = layers.Conv(
+            x.shape[-1],
+            repeats=True,
+            repeated_size=self.size,
+            dtype=self.dtype,
+            name="conv",
+        )
         return conv(x)
 
 

@@ -77,16 +77,23 @@ def repeat_pixels(x: Float[Array, "B H W C"]) -> Float[Array, "B P Q C"]:
 
 
 def repeat_and_convolve(
-    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C O"]
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "3 3 C O"],
+    size: tuple[int, int] | None = None,
 ) -> Float[Array, "B P Q O"]:
     """`convolve(repeat_pixels(x), kernel)`, computed in x's dtype.
+
+    `size` cuts the repeated map first, by a pixel where the map to match is odd.
 
     The three rows of a patch see only two rows of x, so that each of the four places
     in a square is a 2x2 convolution of x: 16 products per pixel of x instead of 36.
     """
-    if platform() != "cpu":
-        return convolve(repeat_pixels(x), kernel.astype(x.dtype))
     batch, height, width, _ = x.shape
+    doubled = (2 * height, 2 * width)
+    size = doubled if size is None else size
+    if platform() != "cpu" or size != doubled:
+        cut = repeat_pixels(x)[:, : size[0], : size[1]]
+        return convolve(cut, kernel.astype(x.dtype))
     rows = []
     for row, of_rows in enumerate(halves(kernel, 0)):
         places = []

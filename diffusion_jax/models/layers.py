@@ -97,6 +97,7 @@ class Conv(nn.Module):
     stride: int = 1
     padding: tuple[int, int] | None = None  # None: kernel_size // 2 on both sides
     repeats: bool = False  # every pixel becomes a 2x2 square first
+    repeated_size: tuple[int, int] | None = None  # to which the squares are then cut
     use_bias: bool = True
     kernel_init: Callable = fan_in_init
     dtype: Any = "float32"
@@ -110,7 +111,9 @@ class Conv(nn.Module):
         padding = (half, half) if self.padding is None else self.padding
         x = jnp.asarray(x, self.dtype)
         if self.repeats:
-            y = convolution.repeat_and_convolve(x, jnp.asarray(kernel))
+            y = convolution.repeat_and_convolve(
+                x, jnp.asarray(kernel), self.repeated_size
+            )
         else:
             kernel = jnp.asarray(kernel, self.dtype)
             y = convolution.convolve(x, kernel, self.stride, padding)

@@ -71,7 +71,8 @@ class UNet(nn.Module):
     ) -> Float[Array, "B H W O"]:
         num_levels = len(self.channels)
         self._check_fields()
-        convolution.check_halves(x, num_levels - 1)
+        if self.resample == "resnet":
+            convolution.check_halves(x, num_levels - 1)
         if cond.image is not None:
             x = jnp.concatenate([x, cond.image.astype(x.dtype)], axis=-1)
         emb = self._time_embedding(time, cond)
@@ -84,7 +85,7 @@ class UNet(nn.Module):
                 self._at("blocks_per_level", level),
                 self._resnet(level),
                 self._attend(self._at("attention", level), level),
-                None if is_last else self._resample(level, "down"),
+                None if is_last else self._downsample(level),
                 name=f"down_blocks.{level}",
             )
             skips += block(h, emb, cond, train=train)
@@ -97,15 +98,16 @@ class UNet(nn.Module):
 
         for i, level in enumerate(reversed(range(num_levels))):
             num_blocks = self._at("blocks_per_level", level) + 1
+            finer = skips[: len(skips) - num_blocks]
             block = blocks.UpBlock(
                 num_blocks,
                 self._resnet(level),
                 self._attend(self._at("attention", level), level),
-                None if level == 0 else self._resample(level, "up"),
+                None if level == 0 else self._upsample(level, finer[-1].shape[1:3]),
                 name=f"up_blocks.{i}",
             )
             h = block(h, skips[-num_blocks:], emb, cond, train=train)
-            skips = skips[:-num_blocks]
+            skips = finer
 
         norm = layers.GroupNorm(
             self.norm_groups, self.norm_eps, self.dtype, name="conv_norm_out"
@@ -144,11 +146,16 @@ class UNet(nn.Module):
             dtype=self.dtype,
         )
 
-    def _resample(self, level: int, way: str) -> Callable[..., nn.Module]:
+    def _downsample(self, level: int) -> Callable[..., nn.Module]:
         if self.resample == "resnet":
-            return functools.partial(self._resnet(level), resample=way)
-        kind = {"down": blocks.Downsample, "up": blocks.Upsample}[way]
-        return functools.partial(kind, dtype=self.dtype)
+            return functools.partial(self._resnet(level), resample="down")
+        return functools.partial(blocks.Downsample, dtype=self.dtype)
+
+    def _upsample(self, level: int, size: tuple[int, int]) -> Callable[..., nn.Module]:
+        """To the size of the skip that comes next: odd where that was halved up."""
+        if self.resample == "resnet":
+            return functools.partial(self._resnet(level), resample="up")
+        return functools.partial(blocks.Upsample, size=size, dtype=self.dtype)
 
     def _attend(self, kind: str, level: int) -> Callable[..., nn.Module] | None:
         options = dict(

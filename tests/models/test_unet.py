@@ -135,7 +135,10 @@ def test_without_tokens_both_attentions_are_to_the_pixels():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(channels=(8, 16, 16), attention=("none",) * 3), "not multiples of 4"),
+        (
+            dict(channels=(8, 16, 16), attention=("none",) * 3, resample="resnet"),
+            "not multiples of 4",
+        ),
         (dict(attention=("none", "linear")), "unknown attention 'linear'; one of"),
         (dict(num_heads=(2, 2, 2)), "num_heads=.* for 2 levels"),
         (dict(attention=("none",)), "attention=.* for 2 levels"),

@@ -186,3 +186,30 @@ def test_unet_agrees_with_diffusers(name):
     saved = save_torch(params)
     for key, tensor in state_of(reference).items():
         np.testing.assert_array_equal(saved[key], tensor)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (8, 13), (5, 7)])
+def test_sizes_that_do_not_halve_agree_with_diffusers(size):
+    torch.manual_seed(0)
+    levels = dict(
+        block_out_channels=(16, 32, 32),
+        down_block_types=("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
+    )
+    reference = randomise(
+        diffusers.UNet2DConditionModel(**THEIRS | levels, layers_per_block=1)
+    )
+    ours = dict(channels=(16, 32, 32), attention=("transformer",) * 2 + ("none",))
+    unet = UNet(**TRANSFORMER | ours, blocks_per_level=1)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, *size, 4)).astype(np.float32)
+    tokens = rng.standard_normal((1, 7, 12)).astype(np.float32)
+    time, cond = np.array([500.0], np.float32), Conditioning(jnp.asarray(tokens))
+    like = jax.eval_shape(unet.init, jax.random.key(0), x, time, cond)["params"]
+    params = load_torch(state_of(reference), like)
+    with torch.no_grad():
+        expected = reference(
+            nchw(x), torch.tensor(time), encoder_hidden_states=torch.tensor(tokens)
+        ).sample.permute(0, 2, 3, 1)
+    y = jax.jit(unet.apply)({"params": params}, x, time, cond)
+    assert np.abs(np.asarray(y) - expected.numpy()).max() < 1e-4
