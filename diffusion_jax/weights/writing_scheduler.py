@@ -58,8 +58,8 @@ def scheduler_config(
         "rescale_betas_zero_snr": is_rescaled,
         "prediction_type": prediction,
         "timestep_spacing": spacing,
-        "set_alpha_to_one": True,
-        "steps_offset": 0,
+        "set_alpha_to_one": spacing != "leading",
+        "steps_offset": 1,  # without which pipelines warn; of "leading" only
         "clip_sample": False,
     }
 
