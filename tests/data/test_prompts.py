@@ -190,6 +190,8 @@ def test_chunks_lose_nothing_and_num_cut_is_what_max_chunks_loses(tokenizers, te
             assert kept == ids[: 2 * ROOM]
             lost.append(len(ids) - len(kept))
         assert num_cut[b] == max(lost)
+        reverse = prompts.num_cut(texts, tokenizers[::-1], max_chunks=2)
+        assert reverse[b] == max(lost)
     lengths = [len(ids) for t in tokenizers for ids in t.content(texts)]
     assert whole.tokens.shape[2] == max(1, *(-(-n // ROOM) for n in lengths))
 
@@ -229,6 +231,9 @@ def test_a_break_starts_a_chunk_and_an_empty_one_is_left_out(tokenizers):
         spaced = text.replace("ringBREAK", "ring BREAK")
         np.testing.assert_array_equal(tokens(spaced), joined)
     assert tokens("a BREAK b", weighted=False).shape[1] == 1
+    np.testing.assert_array_equal(
+        tokens("BREAK", weighted=False)[0, 0], tokenizers[0](["BREAK"])[0]
+    )
     np.testing.assert_array_equal(
         prompts.num_cut(["a red ring BREAK a ring", "a"], tokenizers), [2, 0]
     )

@@ -73,6 +73,8 @@ def test_weights_of_one_are_the_identity_bit_for_bit_even_compiled():
     emphasised = jax.jit(text.emphasise)(hidden, weights)
     same(emphasised[jnp.array([0, 2, 3])], hidden[jnp.array([0, 2, 3])])
     assert jnp.abs(emphasised[1] - hidden[1]).max() > 0.1
+    huge = 1e38 * hidden  # whose mean overflows
+    same(text.emphasise(huge, jnp.ones((4, LENGTH))), huge)
 
 
 def test_emphasis_multiplies_and_restores_the_mean_of_each_row():
@@ -133,12 +135,13 @@ def test_each_tower_has_its_own_tokens_and_weights(params):
     hidden, pooled = encode(TWO, params, prompt)
     tokens, weights = prompt.tokens.copy(), prompt.weights.copy()
     tokens[:, 1, 0, 2], weights[:, 1, 0, 3] = 7, 1.4
-    other, other_pooled = encode(
-        TWO, params, prompt._replace(tokens=tokens, weights=weights)
-    )
-    same(other[..., :16], hidden[..., :16])
-    assert jnp.abs(other[..., 16:] - hidden[..., 16:]).max() > 0.1
-    assert jnp.abs(other_pooled - pooled).max() > 0.01
+    for changed in (prompt._replace(tokens=tokens), prompt._replace(weights=weights)):
+        other, other_pooled = encode(TWO, params, changed)
+        same(other[..., :16], hidden[..., :16])
+        assert jnp.abs(other[..., 16:] - hidden[..., 16:]).max() > 0.1
+        # Emphasis leaves the pooled text alone.
+        moves = jnp.abs(other_pooled - pooled).max()
+        assert moves == 0 if changed.tokens is prompt.tokens else moves > 0.01
 
 
 def test_emphasis_does_not_depend_on_the_batch(params):
