@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -158,3 +159,20 @@ def test_a_field_that_does_not_fit_is_named(change, message):
 def test_a_vector_without_a_route_is_an_error():
     with pytest.raises(ValueError, match="vector='none', but cond.vector is given"):
         shape_of(STABLE_DIFFUSION, draw(1, 4, 4, 4), Conditioning(vector=draw(1, 32)))
+
+
+def dtypes_of_products(jaxpr):
+    """The dtypes of what convolutions and matrix products multiply."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield from (operand.aval.dtype for operand in eqn.invars)
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from dtypes_of_products(inner)
+
+
+@pytest.mark.parametrize("unet", [STABLE_DIFFUSION, UNCLIP], ids=["sd", "unclip"])
+def test_in_bfloat16_nothing_is_multiplied_in_float32(unet):
+    half = unet.clone(dtype="bfloat16")
+    params = jax.tree.map(lambda p: p.astype("bfloat16"), parameters(unet))
+    program = jax.make_jaxpr(half.apply)({"params": params}, *inputs(unet))
+    assert set(dtypes_of_products(program.jaxpr)) == {jnp.dtype("bfloat16")}
