@@ -6,7 +6,7 @@ model_index.json  unet/  vae/  text_encoder[_2]/  tokenizer[_2]/  scheduler/
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusion_jax.weights import (
@@ -92,7 +92,7 @@ def read(directory: str | pathlib.Path, *, variant: str | None = None) -> Publis
     if is_xl:
         texts = {name: fields | OF_XL for name, fields in texts.items()}
     num_size_ids = _num_size_ids(directory, index, unet, texts)
-    found = _open(directory, [name for name in configs if name in parts], variant)
+    found = open_tensors(directory, configs, variant)
     published = Published(
         unet=unet.fields,
         vae=vae.fields,
@@ -245,9 +245,10 @@ def _check_widths(
 # ---- tensors ------------------------------------------------------------------------
 
 
-def _open(
-    directory: pathlib.Path, names: list[str], variant: str | None
+def open_tensors(
+    directory: pathlib.Path, names: Iterable[str], variant: str | None
 ) -> dict[str, dict[str, Stored]]:
+    """Those of the named modules, not read yet."""
     there = {
         name: tensors.variants([path.name for path in (directory / name).iterdir()])
         for name in names

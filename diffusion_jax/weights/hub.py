@@ -1,0 +1,157 @@
+"""Where a model is: a directory or file here, or an id of the Hugging Face hub.
+
+    find("checkpoints/my_model")                          a directory
+    find("stable-diffusion-v1-5/stable-diffusion-v1-5")   org/name: its directory
+    find("org/name/model.safetensors")                    one file of it
+
+What is in the hub's cache is used without asking the network; what is not is downloaded,
+but only the files that are read: configs, tokenizers and one set of safetensors.
+`HF_HUB_OFFLINE=1` never asks, `HF_HOME` moves the cache.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Iterable
+
+import huggingface_hub
+from huggingface_hub import constants, errors
+
+from diffusion_jax.weights import directory, tensors
+
+ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)")
+TIMEOUT = 10.0  # seconds
+MODULES = ("unet", "vae", *directory.TEXTS)
+PLAIN_DIRECTORIES = ("tokenizer", "tokenizer_2", "scheduler")
+SUFFIXES = (".json", ".txt", ".safetensors")
+TOKENIZER_FILES = (
+    *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+
+
+def find(name: str, *, variant: str | None = None) -> pathlib.Path:
+    """The directory or file of that name, downloaded if need be."""
+    path = pathlib.Path(name).expanduser()
+    if path.exists():
+        return path
+    match = ID.fullmatch(name)
+    if not match or name.startswith("."):
+        raise FileNotFoundError(f"no directory or file {name}")
+    repo, inner = match[1], match[2].removeprefix("/")
+    missing = f"{repo} is not there"
+    cached = _snapshot(repo)
+    if cached is not None:
+        try:
+            check_complete(cached, inner, variant)
+            return cached / inner
+        except (FileNotFoundError, ValueError) as error:
+            missing = str(error)
+    wanted = choose(repo, _list(repo, name, missing), inner, variant)
+    try:
+        downloaded = huggingface_hub.snapshot_download(
+            repo, allow_patterns=wanted, etag_timeout=TIMEOUT
+        )
+    except (OSError, errors.HTTPError, errors.HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"{repo}: the download failed: {_line(error)}"
+        ) from None
+    return pathlib.Path(downloaded) / inner
+
+
+def choose(
+    repo: str, names: Iterable[str], inner: str = "", variant: str | None = None
+) -> list[str]:
+    """Of the files of a repository, those that are read."""
+    names = sorted(names)
+    if inner:
+        chosen = [n for n in names if n == inner or n.startswith(f"{inner}/")]
+        if not chosen:
+            raise FileNotFoundError(f"{repo} has no {inner}")
+        return chosen
+    if directory.INDEX not in names:
+        chosen = [name for name in names if name in TOKENIZER_FILES]
+        if chosen:
+            return chosen
+        files = [f"{repo}/{name}" for name in names if name.endswith(".safetensors")]
+        hint = f"; to read one file, name it: {tensors.shown(files)}" if files else ""
+        raise FileNotFoundError(f"{repo} has no {directory.INDEX}{hint}")
+    wanted = [directory.INDEX]
+    there = {
+        module: [n.split("/")[1] for n in names if re.fullmatch(rf"{module}/[^/]+", n)]
+        for module in (*MODULES, *PLAIN_DIRECTORIES)
+    }
+    has_variant = any(variant in tensors.variants(there[m]) for m in MODULES)
+    if variant is not None and not has_variant:
+        raise ValueError(f"{repo} has no variant {variant!r}")
+    for module, files in there.items():
+        if files and module in MODULES:
+            own = variant if variant in tensors.variants(files) else None
+            files = ["config.json", *weight_files(files, own, f"{repo}/{module}")]
+        wanted += [f"{module}/{n}" for n in files if n.endswith(SUFFIXES)]
+    return wanted
+
+
+def weight_files(names: Iterable[str], variant: str | None, where: str) -> list[str]:
+    """The file of a module's weights, or the index and all shards that it can name."""
+    names = list(names)
+    main = tensors.choose(names, variant, where)
+    if not main.endswith(".json"):
+        return [main]
+    word = rf"\.{re.escape(variant)}" if variant else ""
+    stem, shard = main.split(".")[0], r"-\d+-of-\d+"
+    pattern = rf"{stem}(?:{word}{shard}|{shard}{word})\.safetensors"
+    return [main, *(name for name in names if re.fullmatch(pattern, name))]
+
+
+def check_complete(root: pathlib.Path, inner: str, variant: str | None) -> None:
+    """Raises unless a snapshot of a repository has all that is read of it."""
+    if inner:
+        if not (root / inner).exists():
+            raise FileNotFoundError(f"{inner} is not there")
+        return
+    if not (root / directory.INDEX).is_file():
+        if any((root / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+            return
+        raise FileNotFoundError(f"{directory.INDEX} is not there")
+    parts = directory.components(root, directory.read_index(root))
+    modules = [name for name in parts if name in MODULES]
+    directory.open_tensors(root, modules, variant)
+
+
+def _snapshot(repo: str) -> pathlib.Path | None:
+    try:
+        found = huggingface_hub.snapshot_download(repo, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return pathlib.Path(found)
+
+
+def _list(repo: str, name: str, missing: str) -> list[str]:
+    """The files of a repository, as the hub says, which is asked once."""
+    try:
+        found = huggingface_hub.HfApi().model_info(repo, timeout=TIMEOUT)
+    except errors.GatedRepoError:
+        raise FileNotFoundError(
+            f"{repo} is gated: accept its terms at {constants.ENDPOINT}/{repo} and run "
+            "`hf auth login`"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"{name} is no directory here, and the hub has no {repo} (or it is private: "
+            "`hf auth login`)"
+        ) from None
+    except Exception as error:  # noqa: BLE001  of every library that the hub's client is built on
+        raise FileNotFoundError(
+            f"{name} is no directory here, and the cache {constants.HF_HUB_CACHE} does "
+            f"not have it ({missing}); the hub was not reached ({_line(error)}). Where "
+            f"there is a network, run `hf download {repo} --include {directory.INDEX} "
+            "'*/*.json' '*/*.txt' '*/*.safetensors'`, or copy its directory here and "
+            "name that"
+        ) from None
+    return [sibling.rfilename for sibling in found.siblings or ()]
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
