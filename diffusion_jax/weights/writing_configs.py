@@ -5,7 +5,6 @@ What a module's fields cannot be in diffusers or transformers raises, naming the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ from diffusion_jax.models.clip import CLIPText
 from diffusion_jax.models.unet import UNet
 
 VERSION = "0.32.0"  # of diffusers, whose fields these are
-FORCE_UPCAST_SCALE = 0.13025  # of XL, whose autoencoder overflows in float16
 Config = dict[str, Any]
 
 
@@ -103,7 +101,12 @@ def _vector(kind: str, outside: Outside) -> Config:
 
 
 def autoencoder(
-    module: AutoencoderKL, *, latent_scale: float, latent_shift: float, sample_size: int
+    module: AutoencoderKL,
+    *,
+    latent_scale: float,
+    latent_shift: float = 0.0,
+    force_upcast: bool = True,
+    sample_size: int = 512,
 ) -> Config:
     """`sample_size` is in pixels."""
     num_levels = len(module.channels)
@@ -113,7 +116,7 @@ def autoencoder(
         "act_fn": "silu",
         "block_out_channels": list(module.channels),
         "down_block_types": ["DownEncoderBlock2D"] * num_levels,
-        "force_upcast": math.isclose(latent_scale, FORCE_UPCAST_SCALE),
+        "force_upcast": force_upcast,
         "in_channels": module.image_channels,
         "latent_channels": module.latent_channels,
         "layers_per_block": module.blocks_per_level,

@@ -1,0 +1,240 @@
+"""Writes a model as a directory that diffusers loads.
+
+What was trained here (its averaged parameters):
+
+    python -m diffusion_jax.export --workdir runs/quickstart/ldm --out ldm_for_torch
+
+What was published, in another dtype, with loras merged in, or a single file as a
+directory; by default every number stays as it is stored:
+
+    python -m diffusion_jax.export --weights model.safetensors --out model \
+        --dtype float16 --variant fp16 --lora style.safetensors:0.8
+
+`--out` is a new or empty directory and appears when it is complete. In torch,
+`StableDiffusionPipeline.from_pretrained(OUT)` samples it. Its U-Net hears no pooled
+captions, though: of a run with `unet.vector`, unet/ is written as one whose `class_labels`
+are the pooled output of text_encoder/, and is called by hand.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from diffusion_jax import build, command, runs
+from diffusion_jax import published as published_models
+from diffusion_jax.models.clip import CLIPText
+from diffusion_jax.types import Params
+from diffusion_jax.weights import (
+    lora,
+    lora_files,
+    writing,
+    writing_directory,
+    writing_scheduler,
+)
+from diffusion_jax.weights import published as weights
+from diffusion_jax.weights.published import Published
+
+DTYPES = ("float32", "float16", "bfloat16")
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+# ---- what was trained here ----------------------------------------------------------
+
+
+def of_run(workdir: str, *, step: int | None = None) -> tuple[Published, Params]:
+    """A latent diffusion run as a published model, and its averaged parameters."""
+    config = runs.read_config(workdir)
+    if config.task.name != "latent_diffusion":
+        raise build.ConfigError(
+            f"{workdir} holds a {config.task.name!r} run; only a latent_diffusion is "
+            "written as Stable Diffusion"
+        )
+    scheduler = scheduler_of(config)
+    run = runs.load(workdir, step=step)
+    params = {
+        "unet": run.params["unet"],
+        "vae": run.frozen["vae"],
+        "text_encoder": run.frozen["text_encoder"],
+    }
+    unet = fields_of(build.unet(config))
+    hears_pooled = build.hears_pooled(config)
+    if hears_pooled:
+        params["unet"] = dict(params["unet"])
+        heard = params["unet"].pop(unet["vector"])
+        params["unet"]["class_embedding"] = heard
+        unet["vector"] = "class_embedding"
+    text = build.text_encoder(config, run.tokenizer)
+    text, kept = without_skipped(text, params["text_encoder"], hears_pooled)
+    params["text_encoder"] = kept
+    made = Published(
+        unet=unet,
+        vae=fields_of(build.autoencoder(config)),
+        texts={"text_encoder": fields_of(text)},
+        tokenizers={"tokenizer": pathlib.Path(workdir) / runs.TOKENIZER},
+        scheduler=scheduler,
+        tensors={},
+        latent_scale=float(run.frozen["latent_scale"]),
+        sample_size=build.latent_shape(config)[0],
+    )
+    return made, params
+
+
+def scheduler_of(config: ConfigDict) -> dict[str, Any]:
+    """The run's schedule and objective as diffusers has them; raises if it has not."""
+    if build.learns_variance(config):
+        raise build.ConfigError(
+            "a learned variance is not written: no pipeline reads it"
+        )
+    spec = config.parameterization
+    name = spec if isinstance(spec, str) else spec.name
+    grid = config.sampling.grid.name
+    schedule = build.schedule(config.schedule)
+    return writing_scheduler.scheduler_config(schedule, name, grid=grid)
+
+
+def fields_of(module: Any) -> dict[str, Any]:
+    """The fields of a module as plain values."""
+    names = set(module.__dataclass_fields__) - {"parent", "name"}
+    return {name: getattr(module, name) for name in sorted(names)}
+
+
+def without_skipped(
+    text: CLIPText, params: Params, hears_pooled: bool
+) -> tuple[CLIPText, Params]:
+    """A text tower that ends where it is read: StableDiffusionPipeline skips nothing."""
+    if not text.norm_hidden or (text.skip_layers and hears_pooled):
+        raise build.ConfigError(
+            f"a text encoder with skip_layers = {text.skip_layers}, norm_hidden = "
+            f"{text.norm_hidden} is not written: StableDiffusionPipeline reads the last "
+            "layer, normed"
+        )
+    kept = text.num_layers - text.skip_layers
+    layers = {f"layers.{i}": params["encoder"][f"layers.{i}"] for i in range(kept)}
+    shorter = text.clone(num_layers=kept, skip_layers=0)
+    return shorter, {**params, "encoder": layers}
+
+
+# ---- what was published -------------------------------------------------------------
+
+
+def load_published(published: Published, loras: Sequence[str] = ()) -> Params:
+    """Parameters in the dtypes in which they are stored, on the host.
+
+    Each of `loras` is PATH or PATH:SCALE; with any, all is float32.
+    """
+    dtypes = stored_dtypes(published)
+
+    def keep(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+        return array if loras else np.asarray(array, dtypes[path[0]])
+
+    params = weights.load_params(published, dtype="float32", place=keep)
+    if not loras:
+        return params
+    paths, scales = zip(*map(path_and_scale, loras))
+    read = [lora_files.load(path, params) for path in paths]
+    return lora.merge(params, read, scales)
+
+
+def stored_dtypes(published: Published) -> dict[str, np.dtype]:
+    """Of each part, the dtype that most of its numbers have."""
+    found = {}
+    for name, tensors in published.tensors.items():
+        sizes: dict[np.dtype, int] = {}
+        for tensor in tensors.values():
+            size = int(np.prod(tensor.shape, dtype=np.int64))
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + size
+        found[name] = max(sizes, key=sizes.get)
+    return found
+
+
+def path_and_scale(text: str) -> tuple[str, float]:
+    """PATH or PATH:SCALE."""
+    path, colon, scale = text.rpartition(":")
+    if not colon or pathlib.Path(text).exists():
+        return text, 1.0
+    try:
+        return path, float(scale)
+    except ValueError:
+        return text, 1.0
+
+
+def num_bytes(text: str) -> int:
+    """5GB, 500MB, or a plain number."""
+    match = re.fullmatch(r"(\d+)\s*([KMG]B)?", text.strip().upper())
+    if match is None or int(match[1]) == 0:
+        raise build.ConfigError(f"max_shard_size {text!r}; such as 5GB or 500MB")
+    return int(match[1]) * UNITS[match[2] or ""]
+
+
+# ---- the command --------------------------------------------------------------------
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("workdir", None, "A latent diffusion run of this project.")
+    flags.DEFINE_integer("step", None, "Its checkpoint; the newest if not given.")
+    flags.DEFINE_string("weights", None, "A published directory, file or hub id.")
+    flags.DEFINE_string("from_variant", None, "Which files of it, such as fp16.")
+    flags.DEFINE_bool("ema", False, "Of a single file, the averaged U-Net.")
+    flags.DEFINE_string("tokenizer", None, "For a single file: a tokenizer directory.")
+    flags.DEFINE_multi_string("lora", [], "Merged in: PATH or PATH:SCALE.")
+    flags.DEFINE_string("out", None, "A new directory.")
+    flags.DEFINE_enum("dtype", None, DTYPES, "Of what is written; else as it is.")
+    flags.DEFINE_string("variant", None, "In the names of the files, such as fp16.")
+    flags.DEFINE_string("max_shard_size", "10GB", "Of one file.")
+    flags.mark_flags_as_required(["out"])
+
+
+def find(chosen: flags.FlagValues) -> Published:
+    """What --weights names."""
+    return published_models.find(
+        chosen.weights,
+        variant=chosen.from_variant,
+        ema=chosen.ema,
+        tokenizer=chosen.tokenizer,
+    )
+
+
+def main(_: list[str]) -> None:
+    chosen = flags.FLAGS
+    if (chosen.workdir is None) == (chosen.weights is None):
+        raise build.ConfigError("give either --workdir or --weights")
+    if chosen.workdir is not None and chosen.lora:
+        raise build.ConfigError("--lora is for --weights")
+    most = num_bytes(chosen.max_shard_size)
+    try:
+        writing.check_free(chosen.out)
+        with jax.default_device(jax.devices("cpu")[0]):
+            if chosen.workdir is not None:
+                found, params = of_run(chosen.workdir, step=chosen.step)
+                dtypes = {}
+            else:
+                found = find(chosen)
+                params = load_published(found, chosen.lora)
+                dtypes = stored_dtypes(found)
+            if chosen.dtype is not None:
+                dtypes = dict.fromkeys(params, np.dtype(jnp.dtype(chosen.dtype)))
+            writing_directory.write(
+                chosen.out,
+                found,
+                params.pop,
+                dtypes=dtypes,
+                variant=chosen.variant,
+                max_shard_size=most,
+            )
+    except ValueError as error:
+        raise build.ConfigError(str(error)) from error
+    print(chosen.out)
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main)
