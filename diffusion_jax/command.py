@@ -30,21 +30,19 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
-def parse(arguments: list[str]) -> list[str]:
+def parse(arguments: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """As absl does, but a config field that does not exist is an error in one line."""
     try:
-        return flags.FLAGS(arguments)
+        return values(arguments)
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         reason = str(error).strip("\"'").replace("\\'", "'").replace("\\n", ". ")
         sys.exit(f"error: {reason}")
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs `main`; errors that a user can mend end with one sentence, not a trace."""
+def guard(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+    """As `main`, but errors that a user can mend end with one sentence, not a trace."""
 
     def guarded(arguments: list[str]) -> None:
-        if _MULTIHOST.value:
-            jax.distributed.initialize()
         try:
             main(arguments)
         except (build.ConfigError, FileNotFoundError) as error:
@@ -52,5 +50,16 @@ def run(main: Callable[[list[str]], None]) -> None:
         except KeyboardInterrupt:
             sys.exit(130)
 
+    return guarded
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs `main`, guarded, after the other hosts were joined if there are any."""
+
+    def joined(arguments: list[str]) -> None:
+        if _MULTIHOST.value:
+            jax.distributed.initialize()
+        guard(main)(arguments)
+
     logging.set_verbosity(logging.WARNING)
-    app.run(guarded, flags_parser=parse)
+    app.run(joined, flags_parser=parse)

@@ -1,168 +1,183 @@
-"""Makes images of prompts with a trained latent diffusion model.
+"""Makes images of prompts, with a published model or a trained run.
 
-    python -m diffusion_jax.sample --workdir runs/quickstart/ldm \
-        --prompt "a small red circle above a large blue square" \
-        --sampler dpmpp_2m --steps 20 --guidance 4 --num_images 8 --seed 0 --out grid.png
+    python -m diffusion_jax.sample --weights stable-diffusion-v1-5 \\
+        --prompt "a photograph of an astronaut riding a (horse:1.2)" --negative blurry \\
+        --sampler dpmpp_2m --grid karras --steps 25 --guidance 7.5 --num_images 4 --out cats
 
-`--prompt` may be given several times: every prompt gets `--num_images`. Image i of a
-seed is the same whatever `--batch` and the number of devices. `--out` ending in .png is
-one grid; otherwise a directory, with one file per image beside the grid.
+    python -m diffusion_jax.sample --workdir runs/quickstart/ldm \\
+        --prompt "a small red circle above a large blue square" --out grid.png
+
+    --init_image cat.png --strength 0.6            changes a picture
+    --init_image cat.png --mask hole.png           paints where the mask is white
+    --lora style.safetensors:0.8                   may be repeated
+    --refiner sdxl-refiner --handover 0.8          goes on with another model
+    --to_prompt "a dog" --to_seed 1 --frames 16    from one image to another
+    --latents noise.npy --array images.npy         to compare with other programs
+
+`--weights` is a directory as diffusers writes it, a single safetensors file, or an id of
+the hub. Image i of a seed is the same whatever `--batch` and the number of devices; every
+PNG says how it was made, and `python -m diffusion_jax.inspect IMAGE` prints the command.
 """
 
 from __future__ import annotations
 
-import json
-import pathlib
 import sys
-from collections.abc import Mapping
 
-import numpy as np
 from absl import flags
-from jaxtyping import Float
-from ml_collections import ConfigDict
 
-from diffusion_jax import build, command, runs
-from diffusion_jax.data import prompts as texts
-from diffusion_jax.diffusion import grids as time_grids
-from diffusion_jax.diffusion.samplers import SAMPLERS
-from diffusion_jax.evaluation import grids
-from diffusion_jax.pipelines import batched
+from diffusion_jax import build, command
+from diffusion_jax.sampling import making, outputs, plans, progress, reports
+from diffusion_jax.sampling.plans import Plan
+from diffusion_jax.sampling.wanted import MAX_SEED
+from diffusion_jax.types import Params
+
+OUT_OF_RUN, OUT_OF_WEIGHTS = "grid.png", "samples"
 
 
-def with_choices(config: ConfigDict, choices: Mapping[str, object]) -> ConfigDict:
-    """The config with those of its sampling choices replaced that are not None."""
-    config = ConfigDict(config.to_dict())
-    for name, value in choices.items():
-        if value is None:
-            continue
-        if name in ("sampler", "grid"):
-            if config.sampling[name].name == value:
-                continue  # keep its options
-            value = ConfigDict(dict(name=value))
-        if name == "guidance" and isinstance(config.sampling.guidance, ConfigDict):
-            config.sampling.guidance.scale = value  # keep its rule
-            continue
-        config.sampling[name] = value
-    return config
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    here = dict(flag_values=values)
+    _define_model(here)
+    _define_images(here)
+    _define_steps(here)
+    _define_starts(here)
+    text, truth = flags.DEFINE_string, flags.DEFINE_bool
+    text("out", None, "A .png file, or a directory for one PNG per image.", **here)
+    text("array", None, "Also all images as floats in [-1, 1], .npy, NHWC.", **here)
+    truth("overwrite", False, "Replace pictures that were made otherwise.", **here)
+    truth("list_samplers", False, "Name samplers and grids, and stop.", **here)
+    truth("dry_run", False, "Say what would be made; read no weights.", **here)
+
+
+def _define_model(here: dict) -> None:
+    text, truth = flags.DEFINE_string, flags.DEFINE_bool
+    text("weights", None, "A published model: directory, file or hub id.", **here)
+    text("workdir", None, "A run of our own training.", **here)
+    flags.DEFINE_integer("step", None, "The run's checkpoint; else the newest.", **here)
+    text("variant", None, "Of the files in a directory: fp16, say.", **here)
+    truth("ema", False, "The averaged weights of a single file.", **here)
+    text("tokenizer", None, "Where a single file's tokenizers are.", **here)
+    text("dtype", None, "float32 (default), bfloat16 or float16.", **here)
+    flags.DEFINE_multi_string("lora", [], "FILE or FILE:scale; repeatable.", **here)
+    flags.DEFINE_integer(
+        "clip_skip", None, "Leave out so many text layers.", lower_bound=0, **here
+    )
+    flags.DEFINE_integer(
+        "tile", None, "Decode in tiles of so many latents.", lower_bound=1, **here
+    )
+    text("refiner", None, "The model that takes the last steps.", **here)
+    flags.DEFINE_float("handover", None, "After this share of noise; 0.8.", **here)
+
+
+def _define_images(here: dict) -> None:
+    text, whole = flags.DEFINE_string, flags.DEFINE_integer
+    flags.DEFINE_multi_string("prompt", [], "What to show; repeatable.", **here)
+    text("from_file", None, "A prompt, or JSON with prompt, on every line.", **here)
+    text("negative", "", "What to keep away from.", **here)
+    flags.DEFINE_bool("no_weighting", False, "Brackets are text.", **here)
+    whole("max_chunks", None, "Cut prompts after this.", lower_bound=1, **here)
+    bounds = dict(lower_bound=0, upper_bound=MAX_SEED)
+    whole("seed", 0, "With its index, fixes every image.", **bounds, **here)
+    whole("first_index", 0, "The index of the first image.", **bounds, **here)
+    whole("num_images", None, "Images per prompt.", lower_bound=1, **here)
+    whole("batch", None, "Images at a time.", lower_bound=1, **here)
+    flags.DEFINE_bool("pad_batch", False, "Fill a batch, to be exact.", **here)
+    whole("height", None, "Pixels.", lower_bound=1, **here)
+    whole("width", None, "Pixels.", lower_bound=1, **here)
+    text("to_prompt", None, "Interpolate to this prompt.", **here)
+    whole("to_seed", None, "Interpolate to this seed.", **bounds, **here)
+    whole("frames", None, "Of an interpolation; 8.", lower_bound=2, **here)
+    whole("frame", None, "Only this one, from 0.", lower_bound=0, **here)
+
+
+def _define_steps(here: dict) -> None:
+    text, number = flags.DEFINE_string, flags.DEFINE_float
+    text("sampler", None, "The solver; see --list_samplers.", **here)
+    text("grid", None, "The times; see --list_samplers.", **here)
+    flags.DEFINE_integer("steps", None, "How many steps.", lower_bound=1, **here)
+    number("guidance", None, "The scale of guidance; 1: none.", **here)
+    number(
+        "guidance_rescale",
+        None,
+        "Share of the rescaled prediction.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        **here,
+    )
+    text("guidance_interval", None, "LOW,HIGH of sigma / alpha.", **here)
+
+
+def _define_starts(here: dict) -> None:
+    text = flags.DEFINE_string
+    text("init_image", None, "A picture to start from.", **here)
+    flags.DEFINE_float("strength", None, "How much of it to change.", **here)
+    text("mask", None, "A picture, white where to paint.", **here)
+    text("latents", None, "N(0, 1) noise to start from, .npy.", **here)
+
+
+def run(chosen: flags.FlagValues) -> None:
+    """All that the flags ask for."""
+    if chosen.list_samplers:
+        print(reports.samplers_and_grids())
+        return
+    plan = plans.make(chosen)
+    for line in reports.cut(plan):
+        print(f"warning: {line}", file=sys.stderr)
+    if chosen.dry_run:
+        print(reports.planned(plan))
+        return
+    is_run = chosen.workdir is not None
+    default = OUT_OF_RUN if is_run else OUT_OF_WEIGHTS
+    out = outputs.place(chosen.out or default, chosen.array, of_run=is_run)
+    if not chosen.overwrite:
+        outputs.check_not_lost(out, plan)
+    make(plan, out, *load(plan))
+
+
+def load(plan: Plan) -> tuple[Params, Params | None]:
+    """The parameters, adapted, and those of the refiner."""
+    try:
+        params = plan.model.load()
+        others = None if plan.refiner is None else plan.refiner.load()
+    except ValueError as error:
+        raise build.ConfigError(str(error)) from error
+    if plan.loras:
+        params = making.adapt(params, plan.loras, plan.scales)
+    return params, others
 
 
 def make(
-    run: runs.Run,
-    prompts: list[str],
-    *,
-    negative: str = "",
-    seed: int = 0,
-    batch_size: int = 16,
-) -> Float[np.ndarray, "N H W 3"]:
-    """One image per prompt, as `run.config.sampling` says, with a line of progress."""
-    pipeline = build.stable_diffusion(run.config, run.tokenizer)
-    warn_of_cut_tokens(run, [*prompts, negative])
-    batch_size = min(batch_size, len(prompts))
-    generate = batched.text_to_image(pipeline, batch_size=batch_size)
-    params = {**run.frozen, "unet": run.params["unet"]}
-    prompt = texts.plain(prompts, run.tokenizer)
-    null = texts.plain([negative], run.tokenizer)
-    images: list[np.ndarray] = []
-    print("compiling ...", end="\r", file=sys.stderr)
-    for batch in generate(params, prompt, null, seed=seed):
-        images.extend(batch)
-        print(f"{len(images)}/{len(prompts)} images", end="\r", file=sys.stderr)
-    print(file=sys.stderr)
-    return np.stack(images)
-
-
-def warn_of_cut_tokens(run: runs.Run, prompts: list[str]) -> None:
-    for prompt, num_cut in zip(prompts, run.tokenizer.num_cut(prompts), strict=True):
-        if num_cut:
-            length = run.tokenizer.context_length
-            print(
-                f"warning: the last {num_cut} tokens of {prompt!r} do not fit the "
-                f"{length} that this model reads",
-                file=sys.stderr,
-            )
-
-
-def metadata(run: runs.Run, seed: int, negative: str) -> dict[str, str]:
-    """What a PNG must say for anyone to make it again, apart from its prompt."""
-    sampling = run.config.sampling
-    return {
-        "seed": str(seed),
-        "negative": negative,
-        "sampler": json.dumps(sampling.sampler.to_dict()),
-        "grid": json.dumps(sampling.grid.to_dict()),
-        "steps": str(sampling.steps),
-        "guidance": json.dumps(sampling.to_dict()["guidance"]),
-        "checkpoint_step": str(run.step),
-        "config": json.dumps(run.config.to_dict()),
-    }
-
-
-def write(
-    images: Float[np.ndarray, "N H W 3"],
-    prompts: list[str],
-    out: str,
-    facts: Mapping[str, str],
-) -> pathlib.Path:
-    """The grid, and in a directory each image too; returns where the grid is."""
-    path = pathlib.Path(out)
-    if path.suffix.lower() != ".png":
-        path.mkdir(parents=True, exist_ok=True)
-        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            picture = grids.image_grid(image[None], columns=1, scale=1)
-            name = f"{i:05d}-seed{facts['seed']}.png"
-            own = {"prompt": prompt, "index": str(i), **facts}
-            grids.save_png(picture, path / name, metadata=own)
-        path = path / "grid.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid = grids.captioned_grid(images, prompts, columns=min(4, len(images)))
-    described = json.dumps(list(dict.fromkeys(prompts)), ensure_ascii=False)
-    grids.save_png(grid, path, metadata={"prompt": described, **facts})
-    return path
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "The run to sample from.")
-    flags.DEFINE_integer("step", None, "Its checkpoint; the newest if not given.")
-    flags.DEFINE_multi_string("prompt", None, "What to show; may be repeated.")
-    flags.DEFINE_string("negative", "", "What to keep away from.")
-    flags.DEFINE_enum("sampler", None, sorted(SAMPLERS), "The solver.")
-    flags.DEFINE_enum("grid", None, sorted(time_grids.GRIDS), "The times.")
-    flags.DEFINE_integer("steps", None, "How many steps.", lower_bound=1)
-    flags.DEFINE_float("guidance", None, "The scale of guidance; 1: none.")
-    flags.DEFINE_integer("num_images", 8, "Images per prompt.", lower_bound=1)
-    flags.DEFINE_integer("batch", 16, "Images at a time.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Fixes every image.", lower_bound=0)
-    flags.DEFINE_string("out", "grid.png", "A .png file, or a directory.")
-    flags.mark_flags_as_required(["workdir", "prompt"])
+    plan: Plan, out: outputs.Out, params: Params, refiner_params: Params | None
+) -> None:
+    """Writes every image as soon as its batch is done, whatever stops the next one."""
+    tell = progress.reporter(len(plan.images))
+    generate = making.maker(
+        plan.model,
+        batch_size=plan.batch_size,
+        refiner=plan.refiner,
+        from_noise=plan.start.from_noise,
+        on_step=tell.step,
+        on_batch=tell.begin,
+    )
+    made: outputs.Made = {}
+    try:
+        for batch, images in generate(
+            params, plan.images, plan.start, plan.to_prompt, refiner_params
+        ):
+            tell.end()
+            for one, image in zip(batch, images):
+                made[one.position] = image
+                if out.picture is None:
+                    outputs.save(image, outputs.path_of(out, one), plan, one)
+                    print(outputs.path_of(out, one), flush=True)
+    finally:
+        if made:
+            for path in outputs.finish(out, plan, made):
+                print(path)
 
 
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
-    chosen = flags.FLAGS
-    config = runs.read_config(chosen.workdir)
-    if "sampling" not in config:
-        raise build.ConfigError(
-            f"{chosen.workdir} holds a {config.task.name!r} run, which makes no images "
-            "of prompts; give the run of a latent_diffusion"
-        )
-    run = runs.load(chosen.workdir, step=chosen.step)
-    choices = dict(
-        sampler=chosen.sampler,
-        grid=chosen.grid,
-        steps=chosen.steps,
-        guidance=chosen.guidance,
-    )
-    run = run._replace(config=with_choices(run.config, choices))
-    prompts = [prompt for prompt in chosen.prompt for _ in range(chosen.num_images)]
-    images = make(
-        run,
-        prompts,
-        negative=chosen.negative,
-        seed=chosen.seed,
-        batch_size=chosen.batch,
-    )
-    facts = metadata(run, chosen.seed, chosen.negative)
-    print(write(images, prompts, chosen.out, facts))
+    run(flags.FLAGS)
 
 
 if __name__ == "__main__":

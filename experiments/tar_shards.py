@@ -14,8 +14,9 @@ from absl import flags
 
 from configs import common
 from configs.small import shapes_clip, shapes_ldm, shapes_vae
-from diffusion_jax import command, evaluate, runs, sample, train
+from diffusion_jax import command, evaluate, runs, train
 from diffusion_jax.evaluation import curves
+from diffusion_jax.sampling import trained_runs
 from experiments import pictures
 
 CONFIGS = {"clip": shapes_clip, "vae": shapes_vae, "ldm": shapes_ldm}
@@ -44,7 +45,7 @@ def main(_: list[str]) -> None:
     out = pathlib.Path(flags.FLAGS.out)
     trained = {name: train_one(name, out) for name in CONFIGS}
     texts = sorted(set(evaluate.captions_of(trained["clip"], flags.FLAGS.test)))[:24]
-    images = sample.make(trained["ldm"], texts, seed=0)
+    images = trained_runs.make(trained["ldm"], texts, seed=0)
     pictures.draw_samples(np.asarray(images), texts, out)
     pictures.draw_reconstructions(trained["vae"], out)
     pictures.draw_trajectory(trained["ldm"], out)

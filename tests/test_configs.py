@@ -4,17 +4,21 @@ import importlib.util
 import io
 import json
 import pathlib
+import shlex
 import shutil
 import tarfile
 
+import entry_points
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
-from diffusion_jax import build, runs, sample, train
+from diffusion_jax import build, runs, train
 from diffusion_jax.data import scenes_builder
 from diffusion_jax.evaluation import grids
+from diffusion_jax.sampling import trained_runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs" / "small").glob("shapes_*.py"))
@@ -156,7 +160,7 @@ def test_a_wrong_name_is_refused_with_the_choices(
 def test_image_i_is_the_same_in_any_batch(trained):
     run = runs.load(trained / "ldm")
     prompts = ["a small red circle", "a large blue square"] * 3
-    images = [sample.make(run, prompts, batch_size=size, seed=3) for size in (1, 4, 6)]
+    images = [trained_runs.make(run, prompts, batch_size=size, seed=3) for size in (1, 4, 6)]
     for others in images[1:]:
         np.testing.assert_allclose(images[0], others, atol=1e-4)
     assert np.abs(images[0][0] - images[0][2]).max() > 1e-3  # the same prompt
@@ -165,22 +169,36 @@ def test_image_i_is_the_same_in_any_batch(trained):
 def test_seeds_differ_and_repeat(trained):
     run = runs.load(trained / "ldm")
     first, again, other = (
-        sample.make(run, ["a small red circle"], seed=seed) for seed in (1, 1, 2)
+        trained_runs.make(run, ["a small red circle"], seed=seed) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
 
 
 def test_the_png_says_how_it_was_made(trained, tmp_path):
-    run = runs.load(trained / "ldm")
-    config = sample.with_choices(run.config, dict(sampler="ddim", steps=2))
-    run = run._replace(config=config)
-    images = sample.make(run, ["a small red circle"], seed=5)
-    facts = sample.metadata(run, 5, "")
-    path = sample.write(images, ["a small red circle"], str(tmp_path / "x.png"), facts)
-    told = grids.read_metadata(path)
-    assert json.loads(told["prompt"]) == ["a small red circle"]
+    prompt = "a small red circle"
+    words = ["--workdir", trained / "ldm", "--prompt", prompt, "--seed", 5]
+    words += ["--sampler", "ddim", "--steps", 2, "--num_images", 2]
+    entry_points.sample(*words, "--out", tmp_path / "x.png")
+    told = grids.read_metadata(tmp_path / "x.png")
+    assert json.loads(told["prompt"]) == [prompt]
     assert (told["seed"], told["steps"]) == ("5", "2")
     assert json.loads(told["sampler"]) == {"name": "ddim"}
     assert told["checkpoint_step"] == str(STEPS)
     assert json.loads(told["config"])["task"]["name"] == "latent_diffusion"
+
+
+def test_an_image_of_a_run_is_made_again_alone(trained, tmp_path, capsys):
+    words = ["--workdir", trained / "ldm", "--prompt", "a small red circle"]
+    words += ["--num_images", 3, "--steps", 2, "--guidance_rescale", 0.5]
+    entry_points.sample(*words, "--out", tmp_path / "made")
+    names = sorted(path.name for path in (tmp_path / "made").iterdir())
+    assert names == [*(f"0000{i}-seed0.png" for i in range(3)), "grid.png"]
+    capsys.readouterr()
+    entry_points.inspect(tmp_path / "made" / names[2])
+    again = shlex.split(capsys.readouterr().out)[3:]
+    entry_points.sample(*again, "--out", tmp_path / "again")
+    images = [Image.open(tmp_path / out / names[2]) for out in ("made", "again")]
+    np.testing.assert_array_equal(*map(np.asarray, images))
+    told = [grids.read_metadata(tmp_path / "made" / name) for name in names[:2]]
+    assert [one["index"] for one in told] == ["0", "1"]

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from numpy.testing import assert_allclose
 
 from diffusion_jax import build
-from diffusion_jax import sample as command
 from diffusion_jax.diffusion import (
     denoiser,
     grids,
@@ -26,6 +25,7 @@ from diffusion_jax.diffusion import (
 )
 from diffusion_jax.diffusion.samplers import SAMPLERS
 from diffusion_jax.pipelines import stage
+from diffusion_jax.sampling import trained_runs
 from diffusion_jax.types import Conditioning
 
 SCHEDULE = schedules.RectifiedFlow()
@@ -136,10 +136,10 @@ def test_a_config_can_name_every_clipping():
 
 def test_the_command_line_changes_the_scale_and_keeps_the_rule():
     config = ConfigDict(dict(sampling=dict(guidance=dict(name="apg", scale=2.0))))
-    changed = command.with_choices(config, dict(guidance=4.0)).sampling.guidance
+    changed = trained_runs.with_choices(config, dict(guidance=4.0)).sampling.guidance
     assert changed.to_dict() == dict(name="apg", scale=4.0)
     plain = ConfigDict(dict(sampling=dict(guidance=2.0)))
-    assert command.with_choices(plain, dict(guidance=4.0)).sampling.guidance == 4.0
+    assert trained_runs.with_choices(plain, dict(guidance=4.0)).sampling.guidance == 4.0
 
 
 # ---- the stage that runs it ----------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What `python -m diffusion_jax.sample` is made of: plans, pictures, records."""

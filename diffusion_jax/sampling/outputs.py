@@ -1,0 +1,151 @@
+"""Where images go: a directory of PNGs, one PNG, and an array of floats."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from diffusion_jax import build
+from diffusion_jax.evaluation import grids
+from diffusion_jax.sampling import records
+from diffusion_jax.sampling.plans import Plan
+from diffusion_jax.sampling.wanted import Wanted
+
+COLUMNS = 4
+Made = dict[int, Float[np.ndarray, "H W 3"]]  # images by position
+
+
+class Out(NamedTuple):
+    """`picture` is one PNG for all; if it is None, `directory` gets one per image."""
+
+    directory: pathlib.Path
+    picture: pathlib.Path | None
+    array: pathlib.Path | None
+    has_sheet: bool  # a run's directory also gets all images on one sheet
+
+
+def place(out: str, array: str | None, *, of_run: bool) -> Out:
+    """Raises where nothing can be written."""
+    target = pathlib.Path(out).expanduser()
+    is_png = target.suffix.lower() == ".png"
+    directory = target.parent if is_png else target
+    if is_png and target.is_dir():
+        raise build.ConfigError(f"--out {out} is a directory; give it another name")
+    places = [directory]
+    if array is not None:
+        if not array.endswith(".npy"):
+            raise build.ConfigError(f"--array {array}; its name must end in .npy")
+        places.append(pathlib.Path(array).expanduser().parent)
+    for each in places:
+        try:
+            each.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise build.ConfigError(
+                f"cannot write to {each}: {error.strerror}"
+            ) from error
+    saved = None if array is None else pathlib.Path(array).expanduser()
+    return Out(directory, target if is_png else None, saved, of_run)
+
+
+def flags_of(plan: Plan, one: Wanted) -> dict[str, Any]:
+    """The flags that make one image of the plan."""
+    own = dict(prompt=one.prompt)
+    if one.negative:
+        own["negative"] = one.negative
+    own |= dict(seed=one.seed, first_index=one.index, guidance=one.guidance)
+    if one.frame is None:
+        own["num_images"] = 1
+    else:
+        own["frame"] = one.frame
+    return plan.flags | own
+
+
+def texts_of(plan: Plan, one: Wanted) -> dict[str, str]:
+    """The text chunks of one image."""
+    flags = flags_of(plan, one)
+    facts = {}
+    if plan.model.facts is not None:
+        facts = {"prompt": one.prompt, "index": str(one.index)}
+        facts |= plan.model.facts(one.seed, one.negative)
+        flags["step"] = int(facts["checkpoint_step"])
+    return records.texts(flags, sampler=plan.sampler, model=plan.model.name) | facts
+
+
+def save(
+    image: Float[np.ndarray, "H W 3"], path: pathlib.Path, plan: Plan, one: Wanted
+) -> None:
+    """One image as it is, with its record."""
+    picture = Image.fromarray(grids.to_uint8(image))
+    grids.save_png(picture, path, metadata=texts_of(plan, one))
+
+
+def path_of(out: Out, one: Wanted) -> pathlib.Path:
+    return out.directory / f"{one.stem}.png"
+
+
+def check_not_lost(out: Out, plan: Plan) -> None:
+    """Raises if a picture that was made otherwise would be written over."""
+    if out.picture is not None or plan.model.facts is not None:
+        return
+    for one in plan.images:
+        path = path_of(out, one)
+        if path.exists() and not _is_same(path, flags_of(plan, one)):
+            raise build.ConfigError(
+                f"{path} is there and was made otherwise: choose another --out, --seed "
+                "or --first_index, or --overwrite it"
+            )
+
+
+def _is_same(path: pathlib.Path, flags: Mapping[str, Any]) -> bool:
+    try:
+        return records.read(path)["flags"] == flags
+    except build.ConfigError:
+        return False
+
+
+def finish(out: Out, plan: Plan, made: Made) -> list[pathlib.Path]:
+    """Writes what holds several images, of those that were made; returns where."""
+    written = []
+    images = [made[position] for position in sorted(made)]
+    chosen = [plan.images[position] for position in sorted(made)]
+    if out.array is not None:
+        np.save(out.array, np.stack(images))
+        written.append(out.array)
+    if out.picture is not None and len(plan.images) == 1 and not out.has_sheet:
+        save(images[0], out.picture, plan, chosen[0])
+        written.append(out.picture)
+    elif out.picture is not None or out.has_sheet:
+        sheet = out.picture or out.directory / "grid.png"
+        _save_sheet(np.stack(images), sheet, plan, chosen)
+        written.append(sheet)
+    return written
+
+
+def _save_sheet(
+    images: Float[np.ndarray, "B H W 3"],
+    path: pathlib.Path,
+    plan: Plan,
+    chosen: list[Wanted],
+) -> None:
+    """All images with their prompts; its record makes the sheet again."""
+    first = chosen[0]
+    prompts = [one.prompt for one in chosen]
+    sheet = grids.captioned_grid(images, prompts, columns=min(COLUMNS, len(images)))
+    grids.save_png(sheet, path, metadata=_texts_of_sheet(plan, first, path.name))
+
+
+def _texts_of_sheet(plan: Plan, first: Wanted, name: str) -> dict[str, str]:
+    flags = plan.flags | plan.together | {"out": name}
+    prompts = list(dict.fromkeys(one.prompt for one in plan.images))
+    facts = {}
+    if plan.model.facts is not None:
+        facts = plan.model.facts(first.seed, first.negative)
+        flags["step"] = int(facts["checkpoint_step"])
+        facts["prompt"] = json.dumps(prompts, ensure_ascii=False)
+    return records.texts(flags, sampler=plan.sampler, model=plan.model.name) | facts
