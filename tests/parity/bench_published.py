@@ -31,7 +31,7 @@ UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
 def draw_params(module, *inputs, **options):
     """Parameters that keep the scale of what goes through, without an initialiser."""
     like = jax.eval_shape(module.init, jax.random.key(0), *inputs, **options)["params"]
-    rng = np.random.default_rng(0)
+    drawn = normal(2**20 + 7)  # repeated: a draw of its own for each takes a minute
 
     def draw(path, like):
         if path[-1].key == "scale":
@@ -39,7 +39,7 @@ def draw_params(module, *inputs, **options):
         if path[-1].key == "bias":
             return np.zeros(like.shape, np.float32)
         fan_in = max(1, np.prod(like.shape[:-1]))
-        return rng.standard_normal(like.shape, np.float32) / np.float32(fan_in**0.5)
+        return np.resize(drawn / np.float32(fan_in**0.5), like.shape)
 
     return jax.tree_util.tree_map_with_path(draw, like)
 
