@@ -19,14 +19,17 @@ ARROWS = {
 # the only files that see a config
 ENTRY_POINTS = {
     "build",
-    "convert_pickle",
     "command",
+    "convert_pickle",
     "evaluate",
+    "finetuning",
     "export",
+    "inspect",
     "previews",
     "published",
     "runs",
     "sample",
+    "sampling",
     "train",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
