@@ -54,7 +54,7 @@ def test_the_output_is_that_of_the_tokens(dtype):
     assert len(kept.keys_values) == NUM_READERS
     assert {a.dtype for a in jax.tree.leaves(kept.keys_values)} == {jnp.dtype(dtype)}
     y = run(unet, COND, params())
-    tolerance = 1e-6 if dtype == "float32" else 0.01
+    tolerance = 1e-6 if dtype == "float32" else 1e-3
     error = jnp.abs(run(unet, kept, params()) - y).max() / jnp.abs(y).max()
     assert error < tolerance
     other = keep(COND._replace(tokens=TOKENS + 1), unet)
