@@ -81,7 +81,7 @@ def drawn(like, seed):
     rng = np.random.default_rng(seed)
 
     def draw(path, x):
-        numbers = 0.3 * rng.standard_normal(x.shape, np.float32)
+        numbers = 0.15 * rng.standard_normal(x.shape, np.float32)
         return numbers + (path[-1].key == "scale")
 
     return jax.tree_util.tree_map_with_path(draw, like)

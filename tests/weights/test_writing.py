@@ -11,7 +11,18 @@ import safetensors
 from safetensors.numpy import load_file
 
 from diffusion_jax.diffusion import schedules
-from diffusion_jax.weights import convert, scheduler_config, writing
+from diffusion_jax.models.autoencoder import AutoencoderKL
+from diffusion_jax.models.clip import CLIPText
+from diffusion_jax.models.unet import UNet
+from diffusion_jax.weights import (
+    autoencoder_config,
+    convert,
+    scheduler_config,
+    text_config,
+    unet_config,
+    writing,
+    writing_configs,
+)
 from diffusion_jax.weights.writing_scheduler import scheduler_config as written
 
 DTYPES = [
@@ -194,3 +205,120 @@ def test_what_diffusers_cannot_say_is_an_error(schedule, kind):
     with pytest.raises(ValueError, match="diffusers") as raised:
         written(schedule, kind)
     assert "\n" not in str(raised.value)
+
+
+XL = dict(
+    channels=(16, 32, 32),
+    attention=("none", "transformer", "transformer"),
+    transformer_depth=(1, 2, 10),
+    num_heads=(1, 2, 4),
+    linear_projection=True,
+)
+UNETS = {
+    "sd 1": {},
+    "sd 2": dict(
+        num_heads=(5, 10, 20, 20), linear_projection=True, upcast_attention=True
+    ),
+    "others": dict(
+        channels=(8, 16),
+        attention=("transformer", "none"),
+        blocks_per_level=(1, 3),
+        norm_groups=4,
+        norm_eps=1e-4,
+        dropout=0.1,
+        out_channels=8,
+        time_modulation="scale_shift",
+    ),
+    "xl": XL | dict(vector="add_embedding"),
+}
+
+
+def per_level(module):
+    """The fields, with one value for every level where there may be one for all."""
+    fields = {name: getattr(module, name) for name in module.__dataclass_fields__}
+    for name in ("num_heads", "transformer_depth", "blocks_per_level"):
+        if isinstance(fields[name], int):
+            fields[name] = (fields[name],) * len(module.channels)
+    return fields
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_a_unet_s_written_config_is_read_as_its_fields(name):
+    module = UNet(**UNETS[name])
+    outside = writing_configs.Outside(9, 20, 32)
+    if "vector" in UNETS[name]:
+        outside = outside._replace(vector_width=70, size_id_width=8)
+    config = json.loads(json.dumps(writing_configs.unet(module, outside)))
+    read = unet_config.read(config)
+    assert per_level(UNet(**read.fields)) == per_level(module)
+    assert (read.in_channels, read.context_width, read.sample_size) == (9, 20, 32)
+    assert (read.vector_width, read.size_id_width) == outside[3:]
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("mid_attention", "none"),
+        ("attention", ("added_kv",) * 4),
+        ("resample", "resnet"),
+        ("vector", "table"),
+        ("vector", "add_embedding"),  # without sizes
+        ("num_heads", (1, 2)),
+    ],
+)
+def test_fields_that_are_not_written_are_named(field, value):
+    outside = writing_configs.Outside(4, 20, 32, vector_width=70)
+    with pytest.raises(ValueError, match=field):
+        writing_configs.unet(UNet(**{field: value}), outside)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(
+            channels=(8, 16),
+            blocks_per_level=1,
+            latent_channels=16,
+            image_channels=1,
+            norm_groups=4,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=False,
+        ),
+    ],
+)
+def test_an_autoencoder_s_written_config_is_read_as_its_fields(fields):
+    module = AutoencoderKL(**fields)
+    options = dict(latent_scale=0.3, latent_shift=0.1, force_upcast=bool(fields))
+    config = writing_configs.autoencoder(module, **options)
+    read = autoencoder_config.read(json.loads(json.dumps(config)))
+    assert AutoencoderKL(**read.fields) == module
+    assert read[1:] == (0.3, 0.1, bool(fields))
+
+
+@pytest.mark.parametrize("projection_dim", [None, 20])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(
+            vocab_size=50,
+            context_length=9,
+            width=12,
+            num_layers=2,
+            num_heads=3,
+            mlp_width=20,
+            activation="gelu",
+            eos_id=2,
+            norm_eps=1e-6,
+        ),
+    ],
+)
+def test_a_text_encoder_s_written_config_is_read_as_its_fields(fields, projection_dim):
+    config = writing_configs.text(CLIPText(**fields), projection_dim=projection_dim)
+    read = text_config.read(
+        json.loads(json.dumps(config)), projected=projection_dim is not None
+    )
+    assert read.pop("projection_dim", None) == projection_dim
+    assert CLIPText(**read) == CLIPText(**fields)
