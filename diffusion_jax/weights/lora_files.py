@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
-import safetensors
 
 from diffusion_jax.types import Params
-from diffusion_jax.weights import lora, writing
+from diffusion_jax.weights import lora, tensors, writing
 from diffusion_jax.weights.lora import Lora
 
 CONFIG_FILE = "adapter_config.json"  # of a directory of peft
@@ -28,12 +23,12 @@ def load(path: str | pathlib.Path, like: Params) -> Lora:
         config = path / CONFIG_FILE
     if not file.is_file():
         raise FileNotFoundError(f"no lora at {file}")
-    tensors, metadata = _read(file)
+    stored = tensors.read_header(file)
     try:
-        said = json.loads(metadata.get(METADATA_KEY, "{}"))
+        said = json.loads(_metadata(file).get(METADATA_KEY, "{}"))
         if config is not None and config.is_file():
             said |= json.loads(config.read_text(encoding="utf-8"))
-        return lora.read(tensors, like, metadata=said)
+        return lora.read(stored, like, metadata=said)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -45,16 +40,12 @@ def _tensor_file(directory: pathlib.Path) -> pathlib.Path:
     raise FileNotFoundError(f"none of {', '.join(TENSOR_FILES)} in {directory}")
 
 
-def _read(file: pathlib.Path) -> tuple[Mapping[str, np.ndarray], dict[str, str]]:
-    try:
-        with safetensors.safe_open(file, "np") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            return tensors, opened.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{file} is not a safetensors file: {error}") from error
+def _metadata(file: pathlib.Path) -> dict[str, str]:
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return json.loads(opened.read(length)).get("__metadata__") or {}
 
 
 def write(path: str | pathlib.Path, saved: Lora, *, dialect: str = "diffusers") -> None:
     """Writes a safetensors file in one of `lora.DIALECTS`."""
-    tensors: dict[str, Any] = lora.save(saved, dialect)
-    writing.write_file(path, tensors)
+    writing.write_file(path, lora.save(saved, dialect))

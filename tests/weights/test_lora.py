@@ -284,9 +284,24 @@ def test_other_wrong_files_are_errors(like, tmp_path):
         lora_files.load(tmp_path, like)
     page = tmp_path / "page.safetensors"
     page.write_text("<!doctype html>" * 99)
-    with pytest.raises(ValueError, match=r"page\.safetensors") as error:
-        lora_files.load(page, like)
-    assert "\n" not in str(error.value)
+    other = tmp_path / "other.safetensors"
+    made = random_lora(like, "attn1/to_q")
+    lora_files.write(other, {"unet": {"elsewhere": made["unet"].popitem()[1]}})
+    for path, reason in ((page, "web page"), (other, "of no layer")):
+        with pytest.raises(ValueError, match=reason) as error:
+            lora_files.load(path, like)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_kohya_numbers_the_text_encoders_of_a_model_that_has_two(like):
+    made = random_lora(like, "text.*fc1")
+
+    def prefixes(made):
+        return {key.split("_text_model")[0] for key in lora.save(made, "kohya")}
+
+    assert prefixes(made) == {"lora_te1", "lora_te2"}
+    assert prefixes({"text_encoder": made["text_encoder"]}) == {"lora_te"}
 
 
 def test_scale_zero_changes_no_bit_and_what_is_not_adapted_is_shared(like, params):
