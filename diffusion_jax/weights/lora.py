@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.types import Key, Params
 from diffusion_jax.weights import convert, lora_names
+from diffusion_jax.weights.tensors import shown
 
 Lora = dict[str, dict[str, dict[str, Any]]]
 """{"unet": {"mid_block/attentions.0/proj_in": {"down": ..., "up": ...}}}: components,
@@ -149,7 +150,7 @@ def _refuse_other_methods(
     for method, pattern in OTHER_METHODS.items():
         found = [key for key in tensors if re.search(pattern, key)]
         if found:
-            raise ValueError(f"{method} is not supported: {_list(found)}")
+            raise ValueError(f"{method} is not supported: {shown(sorted(found))}")
     for field, value in metadata.items():
         if value and field.split(".")[-1] in ("use_dora", "lora_bias"):
             raise ValueError(f"a lora with {field}={value} is not supported")
@@ -175,7 +176,7 @@ def _group(
         if keys.setdefault(PARTS.get(part, part), key) != key:
             raise ValueError(f"{key} and {keys[PARTS.get(part, part)]} are the same")
     if unknown:
-        raise ValueError(f"tensors of no layer of the model: {_list(unknown)}")
+        raise ValueError(f"tensors of no layer of the model: {shown(sorted(unknown))}")
     alone = [
         key
         for keys in grouped.values()
@@ -183,15 +184,10 @@ def _group(
         for key in keys.values()
     ]
     if alone:
-        raise ValueError(f"factors without their partner: {_list(alone)}")
+        raise ValueError(f"factors without their partner: {shown(sorted(alone))}")
     if not grouped:
         raise ValueError("no tensors of a lora")
     return grouped
-
-
-def _list(keys: Sequence[str], most: int = 12) -> str:
-    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(sorted(keys)[:most]) + rest
 
 
 def _from_torch(
