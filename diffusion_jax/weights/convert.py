@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,8 +21,8 @@ from diffusion_jax.types import Params
 
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 MAX_SHOWN = 40  # names of a kind in an error
-NUM_THREADS = min(4, os.cpu_count() or 1)  # that read; each holds a tensor or two
-ROWS = 64  # of a matrix that are transposed at once, so that they stay in a cache
+NUM_THREADS = 4  # that read, and mostly wait; each holds a tensor or two
+ROWS = 16  # of a matrix that are transposed at once: as many floats as a cache line has
 ALIGNMENT = 64  # bytes; JAX takes an aligned array on a CPU without a copy
 
 Path = tuple[str, ...]

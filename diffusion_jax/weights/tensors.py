@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import pathlib
 import re
 from collections.abc import Collection, Iterable
@@ -19,6 +20,10 @@ import numpy as np
 STEMS = ("diffusion_pytorch_model", "model")  # of diffusers, of transformers
 PICKLE_ENDINGS = (".bin", ".ckpt", ".pt", ".pth", ".th", ".pkl")
 CONVERTER = "python -m diffusion_jax.convert_pickle"
+# Linux maps all pages of a tensor at once, which is faster than one by one.
+MAPPING: dict[str, Any] = {"access": mmap.ACCESS_READ}
+if hasattr(mmap, "MAP_POPULATE"):
+    MAPPING = {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 DTYPES = {
     name: np.dtype(item)
@@ -44,7 +49,7 @@ DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A tensor in a file; `np.asarray(stored)` reads it, and keeps nothing."""
+    """A tensor in a file; `np.asarray(stored)` is read-only and lives in the file."""
 
     path: pathlib.Path
     offset: int  # of its first byte in the file
@@ -52,16 +57,26 @@ class Stored:
     dtype: np.dtype
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = np.empty(self.shape, self.dtype)
-        view = memoryview(array.reshape(-1).view(np.uint8))
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.offset)
-            while view:
-                num_read = file.readinto(view)
-                if not num_read:
-                    raise ValueError(f"{self.path} became shorter while it was read")
-                view = view[num_read:]
-        return array if dtype is None else array.astype(dtype, copy=False)
+        array = np.empty(self.shape, self.dtype) if self.num_bytes == 0 else self._map()
+        if copy or dtype not in (None, self.dtype):
+            return array.astype(dtype or self.dtype)
+        return array
+
+    @property
+    def num_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def _map(self) -> np.ndarray:
+        """The bytes where the system has them, given back when the array is dropped."""
+        before = self.offset % mmap.ALLOCATIONGRANULARITY
+        start, length = self.offset - before, before + self.num_bytes
+        try:
+            with self.path.open("rb") as file:
+                pages = mmap.mmap(file.fileno(), length, offset=start, **MAPPING)
+        except ValueError:  # a map would be longer than the file
+            raise ValueError(f"{self.path} has become shorter") from None
+        size = self.num_bytes // self.dtype.itemsize
+        return np.frombuffer(pages, self.dtype, size, before).reshape(self.shape)
 
 
 # ---- one file -----------------------------------------------------------------------
@@ -158,8 +173,7 @@ def _check_places(
 
 
 def _extent(stored: Stored) -> tuple[int, int]:
-    size = int(np.prod(stored.shape, dtype=np.int64)) * stored.dtype.itemsize
-    return stored.offset, stored.offset + size
+    return stored.offset, stored.offset + stored.num_bytes
 
 
 # ---- a component of a model ---------------------------------------------------------
