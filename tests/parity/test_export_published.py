@@ -1,6 +1,8 @@
 """Published models written back: bit for bit, and as diffusers wrote them."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -209,3 +211,24 @@ def test_a_lora_is_merged_in(tmp_path):
             assert torch.equal(found, tensor)
     assert export.path_and_scale(lora)[1] == 0.5
     assert export.path_and_scale("a/b.safetensors") == ("a/b.safetensors", 1.0)
+
+
+def test_the_command_writes_once_and_says_what_is_wrong(tmp_path):
+    place = tmp_path / "in"
+    pipeline = published_dirs.write_sd1(place)
+    out = str(tmp_path / "out")
+    command = [sys.executable, "-m", "diffusion_jax.export", f"--out={out}"]
+    done = subprocess.run(
+        [*command, f"--weights={place}", "--dtype=bfloat16"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = type(pipeline).from_pretrained(out, dtype=torch.bfloat16)
+    check_same(loaded, pipeline, torch.bfloat16)
+    again = subprocess.run(
+        [*command, f"--weights={place}"], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 1 and "nothing is overwritten" in again.stderr
+    assert "Traceback" not in again.stderr
