@@ -1,5 +1,7 @@
 """Every published tensor is used exactly once, every parameter filled, bit for bit."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,3 +128,74 @@ def test_keys_end_in_torch_names():
     assert torch_key(("to_out.0", "kernel")) == "to_out.0.weight"
     assert torch_key(("norm", "scale")) == "norm.weight"
     assert torch_key(("embeddings", "class_embedding")) == "embeddings.class_embedding"
+
+
+class Lazy:
+    """A tensor that counts how often it is read."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.num_reads = 0
+
+    def __array__(self, dtype=None, copy=None):
+        self.num_reads += 1
+        return np.array(self.array, dtype)
+
+
+def test_nothing_is_read_unless_all_fits_and_then_everything_once():
+    tensors = {key: Lazy(value) for key, value in save_torch(PARAMS).items()}
+    assert_same(load_torch(tensors, LIKE), PARAMS)
+    assert {tensor.num_reads for tensor in tensors.values()} == {1}
+    tensors["extra"] = Lazy(np.zeros(2))
+    with pytest.raises(ValueError, match="unused: extra"):
+        load_torch(tensors, LIKE)
+    assert sum(tensor.num_reads for tensor in tensors.values()) == len(KEYS)
+
+
+def test_numbers_that_are_no_floats_do_not_fit():
+    tensors = save_torch(PARAMS)
+    tensors["norm.weight"] = np.zeros(4, np.int8)
+    with pytest.raises(ValueError, match=r"misshapen: norm.weight int8 for float32"):
+        load_torch(tensors, LIKE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_parameters_have_the_wanted_type_and_the_nearest_values(dtype):
+    like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), LIKE)
+    loaded = load_torch(save_torch(PARAMS), like)
+    assert_same(loaded, jax.tree.map(lambda p: np.asarray(p, dtype), PARAMS))
+    assert {str(p.dtype) for p in jax.tree.leaves(loaded)} == {dtype}
+
+
+def test_parameters_are_placed_one_after_another_in_order_of_the_model():
+    placed = []
+
+    def place(path, array):
+        placed.append(path)
+        return array + 1
+
+    loaded = load_torch(save_torch(PARAMS), LIKE, place=place)
+    assert_same(loaded, jax.tree.map(lambda p: p + 1, PARAMS))
+    flat = jax.tree_util.tree_leaves_with_path(LIKE)
+    assert sorted(placed) == sorted(tuple(p.key for p in path) for path, _ in flat)
+
+
+def test_a_tensor_is_let_go_when_it_is_placed():
+    """So that there are never two copies of a model: a few tensors are in flight."""
+    names = [f"layer.{i}" for i in range(64)]
+    shape = (256, 1024)  # 1 MiB each
+    like = {n: {"kernel": jax.ShapeDtypeStruct(shape[::-1], np.float32)} for n in names}
+
+    class Made:
+        shape, dtype = (256, 1024), np.dtype(np.float32)
+
+        def __array__(self, dtype=None, copy=None):
+            return np.ones(self.shape, np.float32)
+
+    tensors = {f"{name}.weight": Made() for name in names}
+    tracemalloc.start()
+    loaded = load_torch(tensors, like, place=lambda path, array: float(array.sum()))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert {value for layer in loaded.values() for value in layer.values()} == {2.0**18}
+    assert peak < 16 * 2**20
