@@ -63,7 +63,7 @@ def num_steps(run: Run, *args: Any) -> int | None:
         return jax.lax.scan(body, carry, xs)
 
     def traced(*args):
-        with integrate.looped_by(loop):
+        with integrate.looped_by(_outermost(loop)):
             return run(*args)[0]
 
     jax.eval_shape(traced, *args)
@@ -71,11 +71,21 @@ def num_steps(run: Run, *args: Any) -> int | None:
 
 
 def _run_once(run: Run, loop: Callable, args: tuple, kept: list) -> tuple[Array, Any]:
-    with integrate.looped_by(loop):
+    with integrate.looped_by(_outermost(loop)):
         result = run(*args)
     if len(kept) != 1:
         raise ValueError(f"a sampler of {len(kept)} loops cannot be run step by step")
     return result
+
+
+def _outermost(loop: integrate.Loop) -> integrate.Loop:
+    """`loop`, but loops within a step stay loops: some steps are samplers themselves."""
+
+    def once(body, carry, xs):
+        with integrate.looped_by(jax.lax.scan):
+            return loop(body, carry, xs)
+
+    return once
 
 
 def _no_outputs(body: Callable, carry: Any, xs: Any) -> Any:

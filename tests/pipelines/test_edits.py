@@ -16,7 +16,7 @@ from diffusion_jax.diffusion import (
     schedules,
 )
 from diffusion_jax.diffusion.interpolation import lerp, slerp
-from diffusion_jax.diffusion.samplers import SAMPLERS
+from diffusion_jax.diffusion.samplers import SAMPLERS, integrate
 from diffusion_jax.pipelines import edits, stepwise
 from diffusion_jax.pipelines.stage import Stage, sample, times
 from diffusion_jax.types import Conditioning
@@ -69,6 +69,26 @@ def test_steps_one_by_one_are_the_whole_sampler(name):
     expected, trace = jax.jit(run)(KEYS)
     np.testing.assert_allclose(x, expected, atol=1e-6)
     np.testing.assert_allclose(np.stack(outputs), trace, atol=1e-6)
+
+
+def test_a_sampler_whose_steps_are_samplers_has_its_own_steps():
+    def twice(key, denoise, schedule, x, ts):
+        def step(x, key, here, there):
+            pair = jnp.stack([here.time + 1, there.time + 1])
+            return SAMPLERS["ddim"](key, denoise, schedule, x, pair)
+
+        return integrate.integrate(step, x, key, schedule(ts))
+
+    def run(keys):
+        made = dataclasses.replace(stage(), sampler=twice)
+        return sample(made, {}, keys, SHAPE, Conditioning())
+
+    assert stepwise.num_steps(run, KEYS) == 10
+    carry = stepwise.first_carry(run, KEYS)
+    for i in range(10):
+        carry, _ = jax.jit(lambda *args: stepwise.one_step(run, *args))(carry, i, KEYS)
+    x = stepwise.last_sample(run, carry, KEYS)
+    np.testing.assert_allclose(x, jax.jit(run)(KEYS)[0], atol=1e-5)
 
 
 def test_a_sampler_without_a_loop_has_no_steps_to_take():
