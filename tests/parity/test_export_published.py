@@ -232,3 +232,14 @@ def test_the_command_writes_once_and_says_what_is_wrong(tmp_path):
     )
     assert again.returncode == 1 and "nothing is overwritten" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_the_single_files_of_these_tests_are_those_that_diffusers_reads(tmp_path):
+    pipeline = published_dirs.write_sd1(tmp_path / "sd1")
+    path = str(tmp_path / "model.safetensors")
+    text = {PREFIXES["sd1"]["text_encoder"]: pipeline.text_encoder}
+    single_files.write(path, pipeline.unet, pipeline.vae, text)
+    read = diffusers.StableDiffusionPipeline.from_single_file(
+        path, config=str(tmp_path / "sd1"), local_files_only=True
+    )
+    check_same(read, pipeline)
