@@ -94,6 +94,8 @@ class StableDiffusion:
         is_negative: bool = False,
     ) -> Conditioning:
         """What the U-Net is told of prompts; `size_ids` default to an uncropped image."""
+        if not is_negative:  # only an empty negative prompt may be zeros
+            prompt = prompt._replace(is_empty=jnp.zeros_like(prompt.is_empty))
         hidden, pooled = self.text(params, prompt)
         if not self.num_size_ids:
             return Conditioning(tokens=hidden, vector=pooled if self.pooled else None)
@@ -152,7 +154,7 @@ class StableDiffusion:
             def wrap(denoise):
                 return denoiser.blended(denoise, start.known, 1 - start.mask, noise)
 
-        return stages.sample(
+        x, trace = stages.sample(
             self.unet,
             params["unet"],
             keys,
@@ -165,6 +167,9 @@ class StableDiffusion:
             x=start.noisy,
             wrap=wrap,
         )
+        if wrap is not None:  # the grid may end with some noise on it
+            x = jnp.where(start.mask > 0, x, start.known)
+        return x, trace
 
     def encode(
         self, params: Params, image: Float[Array, "B H W 3"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -63,6 +64,12 @@ def times(stage: Stage) -> Float[Array, "taken_plus_1"]:
     if not 0 <= stage.first < last < len(ts):
         raise ValueError(f"steps {stage.first} to {last} of a grid of {len(ts) - 1}")
     return ts[stage.first : last + 1]
+
+
+def _whole(stage: Stage) -> dict[str, int]:
+    """The number of steps of the whole grid, for a sampler whose steps depend on it."""
+    takes = inspect.signature(stage.sampler).parameters
+    return {"whole_steps": stage.steps} if "whole_steps" in takes else {}
 
 
 def remember(stage: Stage, params: Params, cond: Conditioning) -> Conditioning:
@@ -137,4 +144,4 @@ def sample(
         x = stage.prior_std(level) * noise
     elif x is None:
         x = process.add_noise(x0, noise, level)
-    return stage.sampler(key_steps, denoise, stage.schedule, x, ts)
+    return stage.sampler(key_steps, denoise, stage.schedule, x, ts, **_whole(stage))

@@ -240,11 +240,14 @@ def ddim_by_stride(
     ts: Float[Array, "steps_plus_1"],
     *,
     eta: Real | Float[Array, ""] = 0.0,
+    whole_steps: int | None = None,
 ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
     """DDIM as diffusers has it: every step spans num_steps // steps, even where the next
     time of the grid is another, as with linspace or if `steps` does not divide.
+
+    `whole_steps` is that number where ts is a part of a grid.
     """
-    stride = schedule.num_steps // (len(ts) - 1)
+    stride = schedule.num_steps // (whole_steps or len(ts) - 1)
     landings = jnp.where(ts - stride >= schedule.t_min, ts - stride, ts[-1])
 
     def step(

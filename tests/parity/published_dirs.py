@@ -7,6 +7,7 @@ heads, projections, text towers, padding tokens, size ids, scheduler.
 
 import json
 import pathlib
+import shutil
 import tempfile
 
 import diffusers
@@ -66,6 +67,7 @@ def write_sd1(directory, *, unet=(), vae=(), text=(), seed=0, **saving):
         **_sd_parts(directory, dict(unet), vae, TEXT | dict(text)),
         scheduler=scheduler,
     )
+    scheduler.register_to_config(clip_sample=False)  # which the published file has
     return _save(pipeline, directory, saving)
 
 
@@ -111,16 +113,16 @@ def write_inpaint(directory, family="sd1", *, seed=0, **saving):
     write = {"sd1": write_sd1, "sd2": write_sd2, "sdxl": write_sdxl}[family]
     with tempfile.TemporaryDirectory() as elsewhere:
         parts = write(elsewhere, unet=dict(in_channels=9), seed=seed).components
+        for name in ("tokenizer", "tokenizer_2"):
+            if name in parts:  # learning one again may break ties otherwise
+                source = pathlib.Path(elsewhere, name)
+                shutil.copytree(source, pathlib.Path(directory, name))
     if family == "sdxl":
         pipeline = diffusers.StableDiffusionXLInpaintPipeline(**parts)
     else:
         pipeline = diffusers.StableDiffusionInpaintPipeline(
             **parts, requires_safety_checker=False
         )
-    for name in ("tokenizer", "tokenizer_2"):
-        if name in parts:
-            pad = PADDING if family == "sd2" or name == "tokenizer_2" else captions.END
-            make_tokenizer(pathlib.Path(directory) / name, pad)
     return _save(pipeline, directory, saving)
 
 
@@ -205,6 +207,7 @@ def _xl_parts(directory, unet, vae, text, *, num_ids=6):
     scheduler = diffusers.EulerDiscreteScheduler(
         **BETAS, timestep_spacing="leading", steps_offset=1
     )
+    scheduler.register_to_config(clip_sample=False)  # which the published file has
     return parts | dict(
         unet=make_unet(unet),
         vae=make_vae(vae),

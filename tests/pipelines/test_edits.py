@@ -75,7 +75,8 @@ def test_a_sampler_whose_steps_are_samplers_has_its_own_steps():
     def twice(key, denoise, schedule, x, ts):
         def step(x, key, here, there):
             pair = jnp.stack([here.time + 1, there.time + 1])
-            return SAMPLERS["ddim"](key, denoise, schedule, x, pair)
+            x, trace = SAMPLERS["ddim"](key, denoise, schedule, x, pair)
+            return x, trace[0]
 
         return integrate.integrate(step, x, key, schedule(ts))
 
