@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data import captions
@@ -15,20 +16,20 @@ from diffusion_jax.weights.published import Published
 
 WORDS = ("a red circle above a blue square", "two green triangles, on white", "cat dog")
 UNET_FIELDS = dict(
-    channels=(8, 16),
+    channels=(8,),
     blocks_per_level=1,
-    attention=("transformer", "none"),
+    attention=("transformer",),
     num_heads=2,
     norm_groups=4,
 )
 VAE_FIELDS = dict(
-    channels=(4, 4, 4, 8),
+    channels=(4, 4),
     blocks_per_level=1,
     norm_groups=2,
     latent_channels=4,
     image_channels=3,
 )
-TEXT_FIELDS = dict(context_length=77, width=8, num_layers=2, num_heads=2, mlp_width=8)
+TEXT_FIELDS = dict(context_length=77, width=8, num_layers=1, num_heads=2, mlp_width=8)
 SCHEDULER = dict(
     _class_name="PNDMScheduler",
     beta_start=0.00085,
@@ -41,7 +42,7 @@ SCHEDULER = dict(
 
 
 def write(directory, *, num_extra_channels=0, seed=0):
-    """Stable Diffusion 1 in small: 64 x 64 pixels; 5 extra channels: for inpainting."""
+    """Stable Diffusion 1 in small: 16 x 16 pixels; 5 extra channels: for inpainting."""
     directory = pathlib.Path(directory)
     text_dir = directory.with_name(f"{directory.name}_words")
     tokenizer = captions.train_tokenizer(
@@ -62,6 +63,14 @@ def write(directory, *, num_extra_channels=0, seed=0):
     return directory
 
 
+def init_params(num_extra_channels):
+    """Parameters of no particular values, for their shapes."""
+    text = TEXT_FIELDS | dict(vocab_size=600)
+    texts = {"text_encoder": text}
+    made = Published(UNET_FIELDS, VAE_FIELDS, texts, {}, SCHEDULER, {})
+    return init(made, num_extra_channels)
+
+
 def draw(made, num_extra_channels, seed):
     """Parameters of the size that a trained network would have, biases too."""
     shapes = jax.eval_shape(lambda: init(made, num_extra_channels))
@@ -79,12 +88,12 @@ def draw(made, num_extra_channels, seed):
 def init(made, num_extra_channels):
     key = jax.random.key(0)
     text = CLIPText(**made.texts["text_encoder"])
-    tokens = np.zeros((1, 77), np.int32)
+    tokens = jnp.zeros((1, 77), jnp.int32)
     variables = text.init(key, tokens)
     hidden, _ = text.apply(variables, tokens)
-    latent = np.zeros((1, 8, 8, 4 + num_extra_channels), np.float32)
+    latent = jnp.zeros((1, 8, 8, 4 + num_extra_channels), jnp.float32)
     cond = Conditioning(tokens=hidden)
-    unet = UNet(**made.unet).init(key, latent, np.zeros(1), cond)
-    vae = AutoencoderKL(**made.vae).init(key, np.zeros((1, 64, 64, 3)))
+    unet = UNet(**made.unet).init(key, latent, jnp.zeros(1), cond)
+    vae = AutoencoderKL(**made.vae).init(key, jnp.zeros((1, 16, 16, 3)))
     made = dict(text_encoder=variables, unet=unet, vae=vae)
     return {name: one["params"] for name, one in made.items()}

@@ -18,6 +18,7 @@ from diffusion_jax.sampling.plans import Plan
 from diffusion_jax.sampling.wanted import Wanted
 
 COLUMNS = 4
+ROUNDING = ("batch", "pad_batch")  # flags that change no more than that
 Made = dict[int, Float[np.ndarray, "H W 3"]]  # images by position
 
 
@@ -104,9 +105,14 @@ def check_not_lost(out: Out, plan: Plan) -> None:
 
 def _is_same(path: pathlib.Path, flags: Mapping[str, Any]) -> bool:
     try:
-        return records.read(path)["flags"] == flags
+        found = records.read(path)["flags"]
     except build.ConfigError:
         return False
+    found, wanted = (
+        {name: value for name, value in each.items() if name not in ROUNDING}
+        for each in (found, flags)
+    )
+    return found == wanted
 
 
 def finish(out: Out, plan: Plan, made: Made) -> list[pathlib.Path]:

@@ -152,7 +152,9 @@ def _find_run(chosen: flags.FlagValues, own: Any, sizes: tuple) -> Model:
     workdir = path(chosen.workdir)
     config = trained_runs.read_config(workdir)
     names = ("sampler", "grid", "steps", "guidance")
-    config = trained_runs.with_choices(config, {name: chosen[name].value for name in names})
+    config = trained_runs.with_choices(
+        config, {name: chosen[name].value for name in names}
+    )
     config = trained_runs.with_guidance(
         config,
         rescale=chosen.guidance_rescale,
