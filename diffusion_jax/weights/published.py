@@ -90,10 +90,13 @@ def modules(published: Published, *, dtype: str = "float32") -> dict[str, nn.Mod
 
 def shapes(published: Published, *, dtype: str = "float32") -> Params:
     """The shapes of all parameters, which are neither initialised nor read."""
-    like = {}
-    for name, module in modules(published).items():
-        inputs = _inputs(published, name)
-        like[name] = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return {name: shape(published, name, dtype=dtype) for name in modules(published)}
+
+
+def shape(published: Published, name: str, *, dtype: str = "float32") -> Params:
+    """The shapes of one module's parameters."""
+    module, inputs = modules(published)[name], _inputs(published, name)
+    like = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), like)
 
 

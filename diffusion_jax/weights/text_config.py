@@ -87,7 +87,8 @@ def read(config: Mapping[str, Any], *, projected: bool = False) -> dict[str, Any
         problems.append(f"eos_token_id = {given['eos_token_id']} (only one number)")
     if given["hidden_size"] % given["num_attention_heads"]:
         problems.append(
-            f"hidden_size = {given['hidden_size']} for {given['num_attention_heads']} heads"
+            f"num_attention_heads = {given['num_attention_heads']} for a hidden_size of "
+            f"{given['hidden_size']}"
         )
     if projected and not given["projection_dim"]:
         problems.append("projection_dim = null")
