@@ -99,6 +99,8 @@ def _make(chosen: flags.FlagValues) -> Plan:
     lines = _lines(chosen)
     start = _start(chosen, model.pipeline, picture)
     images = _images(chosen, model, lines, start)
+    texts = [chosen.to_prompt or "", *(one for image in images for one in image[:2])]
+    model.num_tokens(list(dict.fromkeys(texts)))  # raises for what cannot be read
     model, refiner = _steps(chosen, model)
     start = start._replace(noise=_noise(chosen, model.pipeline, images, start))
     batch_size = chosen.batch or (1 if chosen.workdir is None else 16)
@@ -197,7 +199,7 @@ def _choices(
 def _steps(chosen: flags.FlagValues, model: Model) -> tuple[Model, Model | None]:
     """The models with the steps that each of them takes."""
     stage = model.pipeline.unet
-    if chosen.init_image is not None and strength(chosen) < 1:
+    if chosen.init_image is not None and strength(chosen) != 1:
         return _with_stage(model, edits.partial_stage(stage, strength(chosen))), None
     if chosen.refiner is None:
         return model, None

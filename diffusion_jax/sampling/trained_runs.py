@@ -89,7 +89,7 @@ def of_run(
 
     def load() -> Params:
         run = load_run()
-        return {**run.frozen, "unet": run.params["unet"]}
+        return build.sampling_params(run.params, run.frozen)
 
     def facts(seed: int, negative: str) -> dict[str, str]:
         return metadata(load_run()._replace(config=config), seed, negative)
@@ -166,7 +166,7 @@ def make(
     warn_of_cut_tokens(run, [*prompts, negative])
     batch_size = min(batch_size, len(prompts))
     generate = batched.text_to_image(pipeline, batch_size=batch_size)
-    params = {**run.frozen, "unet": run.params["unet"]}
+    params = build.sampling_params(run.params, run.frozen)
     prompt = texts.plain(prompts, run.tokenizer)
     null = texts.plain([negative], run.tokenizer)
     images: list[np.ndarray] = []

@@ -85,10 +85,11 @@ def test_a_sampler_whose_steps_are_samplers_has_its_own_steps():
         return sample(made, {}, keys, SHAPE, Conditioning())
 
     assert stepwise.num_steps(run, KEYS) == 10
-    carry = stepwise.first_carry(run, KEYS)
+    carry = jax.jit(lambda keys: stepwise.first_carry(run, keys))(KEYS)
+    step = jax.jit(lambda *args: stepwise.one_step(run, *args)[0])
     for i in range(10):
-        carry, _ = jax.jit(lambda *args: stepwise.one_step(run, *args))(carry, i, KEYS)
-    x = stepwise.last_sample(run, carry, KEYS)
+        carry = step(carry, i, KEYS)
+    x = jax.jit(lambda *args: stepwise.last_sample(run, *args))(carry, KEYS)
     np.testing.assert_allclose(x, jax.jit(run)(KEYS)[0], atol=1e-5)
 
 
