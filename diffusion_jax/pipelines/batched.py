@@ -153,8 +153,12 @@ def solver(pipeline: StableDiffusion, on_step: OnStep | None) -> Callable:
         donate_argnums=0,
     )
 
+    counted = []  # once, since counting traces the network
+
     def solve(*args):
-        num_steps = stepwise.num_steps(run, *args)
+        if not counted:
+            counted.append(stepwise.num_steps(run, *args))
+        num_steps = counted[0]
         if num_steps is None:
             return whole(*args)
         carry = begin(*args)
