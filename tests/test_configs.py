@@ -160,7 +160,9 @@ def test_a_wrong_name_is_refused_with_the_choices(
 def test_image_i_is_the_same_in_any_batch(trained):
     run = runs.load(trained / "ldm")
     prompts = ["a small red circle", "a large blue square"] * 3
-    images = [trained_runs.make(run, prompts, batch_size=size, seed=3) for size in (1, 4, 6)]
+    images = [
+        trained_runs.make(run, prompts, batch_size=size, seed=3) for size in (1, 4, 6)
+    ]
     for others in images[1:]:
         np.testing.assert_allclose(images[0], others, atol=1e-4)
     assert np.abs(images[0][0] - images[0][2]).max() > 1e-3  # the same prompt
@@ -200,5 +202,8 @@ def test_an_image_of_a_run_is_made_again_alone(trained, tmp_path, capsys):
     entry_points.sample(*again, "--out", tmp_path / "again")
     images = [Image.open(tmp_path / out / names[2]) for out in ("made", "again")]
     np.testing.assert_array_equal(*map(np.asarray, images))
+    capsys.readouterr()
+    entry_points.sample(*words, "--dry_run")
+    assert "ldm, 32 x 32 pixels" in capsys.readouterr().out
     told = [grids.read_metadata(tmp_path / "made" / name) for name in names[:2]]
     assert [one["index"] for one in told] == ["0", "1"]

@@ -46,13 +46,12 @@ def with_guidance(config: ConfigDict, **options: Any) -> ConfigDict:
     options = {name: value for name, value in options.items() if value is not None}
     if not options:
         return config
-    config = ConfigDict(config.to_dict())
-    spec = config.sampling.guidance
-    if not isinstance(spec, ConfigDict):
+    fields = config.to_dict()
+    spec = fields["sampling"]["guidance"]
+    if not isinstance(spec, dict):
         spec = dict(name="classifier_free", scale=spec)
-    with config.unlocked():
-        config.sampling.guidance = ConfigDict(dict(spec) | options)
-    return config
+    fields["sampling"]["guidance"] = spec | options
+    return ConfigDict(fields)
 
 
 def read_config(workdir: str) -> ConfigDict:
