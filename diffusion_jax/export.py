@@ -60,11 +60,9 @@ def of_run(workdir: str, *, step: int | None = None) -> tuple[Published, Params]
         )
     scheduler = scheduler_of(config)
     run = runs.load(workdir, step=step)
-    params = {
-        "unet": run.params["unet"],
-        "vae": run.frozen["vae"],
-        "text_encoder": run.frozen["text_encoder"],
-    }
+    params = build.sampling_params(run.params, run.frozen)
+    if "text_encoders" in config:
+        return of_tuned_run(workdir, config, scheduler, params), params
     unet = fields_of(build.unet(config))
     hears_pooled = build.hears_pooled(config)
     if hears_pooled:
@@ -86,6 +84,29 @@ def of_run(workdir: str, *, step: int | None = None) -> tuple[Published, Params]
         sample_size=build.latent_shape(config)[0],
     )
     return made, params
+
+
+def of_tuned_run(
+    workdir: str, config: ConfigDict, scheduler: dict[str, Any], params: Params
+) -> Published:
+    """A run that began with published weights: what it had from them, as it was."""
+    texts = {name: dict(fields) for name, fields in config.text_encoders.items()}
+    directory = pathlib.Path(workdir) / runs.TOKENIZER
+    names = [name.replace("text_encoder", "tokenizer") for name in texts]
+    return Published(
+        unet=fields_of(build.unet(config)),
+        vae=dict(config.vae),
+        texts=texts,
+        tokenizers={name: directory / name for name in names},
+        scheduler=scheduler,
+        tensors={},
+        latent_scale=float(params["latent_scale"]),
+        latent_shift=config.latent_shift,
+        sample_size=build.latent_shape(config)[0],
+        num_size_ids=config.num_size_ids,
+        size_id_width=config.size_id_width,
+        zero_empty=config.zero_empty,
+    )
 
 
 def scheduler_of(config: ConfigDict) -> dict[str, Any]:

@@ -25,7 +25,7 @@ NUM_SHOWN = 8
 
 
 def first_examples(
-    config: ConfigDict, tokenizer: captions.Tokenizer | None, split: str, count: int
+    config: ConfigDict, tokenizer: captions.AnyTokenizer | None, split: str, count: int
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """The first records of a split as one batch, and their captions."""
     records = build.source(config, split)
@@ -43,7 +43,7 @@ def first_examples(
 
 
 def make_on_sample(
-    config: ConfigDict, workdir: epath.Path, tokenizer: captions.Tokenizer | None
+    config: ConfigDict, workdir: epath.Path, tokenizer: captions.AnyTokenizer | None
 ) -> OnSample | None:
     """The hook of the train loop for the config's task; None if it never samples."""
     if not config.sample_every or jax.process_index() != 0:

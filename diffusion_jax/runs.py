@@ -44,7 +44,7 @@ class Run(NamedTuple):
     """A trained model: `params` are the averaged ones, `step` is theirs."""
 
     config: ConfigDict
-    tokenizer: captions.Tokenizer | None
+    tokenizer: captions.AnyTokenizer | None
     params: Params
     frozen: Params
     step: int
@@ -87,13 +87,25 @@ def write_config(workdir: epath.PathLike, config: ConfigDict) -> None:
 
 def load_tokenizer(
     workdir: epath.PathLike, config: ConfigDict
-) -> captions.Tokenizer | None:
+) -> captions.AnyTokenizer | None:
     """The run's own copy of its tokenizer; None for a task without text."""
     if "tokenizer" not in config:
         return None
-    directory = str(epath.Path(workdir) / TOKENIZER)
+    directory = epath.Path(workdir) / TOKENIZER
     length = config.tokenizer.context_length
-    return captions.load_tokenizer(directory, context_length=length)
+    names = [name.replace("text_encoder", "tokenizer") for name in _encoders(config)]
+    if not names:
+        return captions.load_tokenizer(str(directory), context_length=length)
+    each = (
+        captions.load_tokenizer(str(directory / name), context_length=length)
+        for name in names
+    )
+    return captions.Tokenizers(tuple(each))
+
+
+def _encoders(config: ConfigDict) -> list[str]:
+    """The names of a published model's text encoders; none if the run has its own."""
+    return sorted(config.get("text_encoders", {}))
 
 
 def load(workdir: epath.PathLike, *, step: int | None = None) -> Run:

@@ -17,7 +17,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from diffusion_jax import build, command, previews, runs
+from diffusion_jax import build, command, finetuning, previews, runs
 from diffusion_jax.data import batches, captions
 from diffusion_jax.tasks import latent_diffusion, tower_cache
 from diffusion_jax.training import checkpoint, loop, sharding
@@ -41,7 +41,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> runs.Run:
     frozen = {}
     if config.task.name == "latent_diffusion":
         frozen = prepare_frozen(config, workdir, records, tokenizer)
-    task = build.task(config, tokenizer, frozen)
+    initial = finetuning.initial(config, workdir) if "weights" in config else None
+    task = build.task(config, tokenizer, frozen, initial)
     stream = training_stream(config, workdir, records, tokenizer, frozen)
     state, frozen = loop.train(
         task,
@@ -59,6 +60,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> runs.Run:
 
 def complete(config: ConfigDict) -> ConfigDict:
     """With the towers' own configs filled in, for a task that has frozen towers."""
+    if "weights" in config:
+        return finetuning.complete(config)
     if "towers" not in config:
         return config
     config = ConfigDict(config.to_dict())
@@ -77,14 +80,16 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 def prepare_tokenizer(
     config: ConfigDict, workdir: epath.Path, records: Any
-) -> captions.Tokenizer | None:
+) -> captions.AnyTokenizer | None:
     """Copies the tokenizer that the config names, or learns one from the captions."""
     if "tokenizer" not in config:
         return None
     if not (workdir / runs.TOKENIZER).exists():
         unfinished = workdir / "tokenizer.unfinished"
         directory = tokenizer_directory(config)
-        if directory:
+        if "weights" in config:
+            finetuning.copy_tokenizers(config, unfinished)
+        elif directory:
             unfinished.mkdir(parents=True, exist_ok=True)
             for file in epath.Path(directory).iterdir():
                 file.copy(unfinished / file.name, overwrite=True)
@@ -111,10 +116,12 @@ def prepare_frozen(
     config: ConfigDict,
     workdir: epath.Path,
     records: Any,
-    tokenizer: captions.Tokenizer,
+    tokenizer: captions.AnyTokenizer,
 ) -> Params:
     """The towers, kept in the run's own directory with the latent scale they need."""
     directory = workdir / runs.FROZEN
+    if not directory.exists() and "weights" in config:
+        checkpoint.save_params(directory, finetuning.frozen(config))
     if not directory.exists():
         frozen = {
             "vae": runs.load(config.towers.vae).params,
@@ -128,7 +135,7 @@ def prepare_frozen(
     return checkpoint.load_params(directory)
 
 
-def encode(config: ConfigDict, tokenizer: captions.Tokenizer, frozen: Params):
+def encode(config: ConfigDict, tokenizer: captions.AnyTokenizer, frozen: Params):
     """A compiled function: images and tokens -> what the towers make of them."""
     towers = build.towers(config, tokenizer)
 
@@ -141,7 +148,7 @@ def encode(config: ConfigDict, tokenizer: captions.Tokenizer, frozen: Params):
 
 
 def first_latents(
-    config: ConfigDict, records: Any, tokenizer: captions.Tokenizer, frozen: Params
+    config: ConfigDict, records: Any, tokenizer: captions.AnyTokenizer, frozen: Params
 ) -> Mapping[str, np.ndarray]:
     """The latents of one batch, as the paper takes them to find their scale."""
     example = build.image_text(config, tokenizer)
@@ -155,7 +162,7 @@ def cached_latents(
     config: ConfigDict,
     workdir: epath.Path,
     records: Any,
-    tokenizer: captions.Tokenizer,
+    tokenizer: captions.AnyTokenizer,
     frozen: Params,
 ) -> Mapping[str, np.ndarray] | None:
     """The towers' outputs for all records; None if the config wants none kept."""
@@ -168,7 +175,11 @@ def cached_latents(
         )
     if jax.process_count() > 1:
         raise build.ConfigError("cache_latents works on one host; set it to False")
-    towers = {name: frozen[name] for name in ("vae", "text_encoder")}
+    towers = {
+        name: params
+        for name, params in frozen.items()
+        if name not in ("unet", "latent_scale")
+    }
     data = config.data.to_dict()
     origin = {"towers": checkpoint.fingerprint(towers), "data": data}
     directory = workdir / runs.CACHE
@@ -193,7 +204,7 @@ def training_stream(
     config: ConfigDict,
     workdir: epath.Path,
     records: Any,
-    tokenizer: captions.Tokenizer | None,
+    tokenizer: captions.AnyTokenizer | None,
     frozen: Params,
 ) -> batches.Batches:
     """Batches of what the task's loss takes."""

@@ -3,15 +3,10 @@
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.data import captions
-from diffusion_jax.models.autoencoder import AutoencoderKL
-from diffusion_jax.models.clip import CLIPText
-from diffusion_jax.models.unet import UNet
-from diffusion_jax.types import Conditioning
-from diffusion_jax.weights import writing_directory
+from diffusion_jax.weights import published, writing_directory
 from diffusion_jax.weights.published import Published
 
 WORDS = ("a red circle above a blue square", "two green triangles, on white", "cat dog")
@@ -41,39 +36,52 @@ SCHEDULER = dict(
 )
 
 
-def write(directory, *, num_extra_channels=0, seed=0):
-    """Stable Diffusion 1 in small: 16 x 16 pixels; 5 extra channels: for inpainting."""
+XL_UNET = dict(linear_projection=True, vector="add_embedding")
+XL_TEXT = dict(skip_layers=1, norm_hidden=False, num_layers=2)
+
+
+def write(directory, *, num_extra_channels=0, is_xl=False, seed=0):
+    """Stable Diffusion in small: 16 x 16 pixels; 5 extra channels: for inpainting."""
     directory = pathlib.Path(directory)
     text_dir = directory.with_name(f"{directory.name}_words")
     tokenizer = captions.train_tokenizer(
         WORDS, text_dir, vocab_size=600, context_length=77
     )
-    text = TEXT_FIELDS | dict(vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
-    made = Published(
-        unet=UNET_FIELDS,
-        vae=VAE_FIELDS,
-        texts={"text_encoder": text},
-        tokenizers={"tokenizer": text_dir},
-        scheduler=SCHEDULER,
-        tensors={},
-        sample_size=8,
-    )
-    params = draw(made, num_extra_channels, seed)
+    ids = dict(vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+    made = describe(ids, num_extra_channels, is_xl, text_dir)
+    params = draw(made, seed)
     writing_directory.write(directory, made, params.__getitem__)
     return directory
 
 
+def describe(ids, num_extra_channels=0, is_xl=False, text_dir=None):
+    text = TEXT_FIELDS | ids
+    texts, xl = {"text_encoder": text}, {}
+    if is_xl:
+        text = text | XL_TEXT
+        texts = {"text_encoder": text, "text_encoder_2": text | dict(projection_dim=8)}
+        xl = dict(num_size_ids=6, size_id_width=8, zero_empty=True)
+    names = [name.replace("text_encoder", "tokenizer") for name in texts]
+    first = np.empty((8, 4 + num_extra_channels, 3, 3), np.float32)
+    return Published(
+        unet=UNET_FIELDS | (XL_UNET if is_xl else {}),
+        vae=VAE_FIELDS,
+        texts=texts,
+        tokenizers=dict.fromkeys(names, text_dir),
+        scheduler=SCHEDULER,
+        tensors={"unet": {"conv_in.weight": first}},  # all that is asked of them
+        sample_size=8,
+        **xl,
+    )
+
+
 def init_params(num_extra_channels):
     """Parameters of no particular values, for their shapes."""
-    text = TEXT_FIELDS | dict(vocab_size=600)
-    texts = {"text_encoder": text}
-    made = Published(UNET_FIELDS, VAE_FIELDS, texts, {}, SCHEDULER, {})
-    return init(made, num_extra_channels)
+    return draw(describe(dict(vocab_size=600), num_extra_channels), 0)
 
 
-def draw(made, num_extra_channels, seed):
+def draw(made, seed):
     """Parameters of the size that a trained network would have, biases too."""
-    shapes = jax.eval_shape(lambda: init(made, num_extra_channels))
     rng = np.random.default_rng(seed)
 
     def drawn(path, leaf):
@@ -82,18 +90,4 @@ def draw(made, num_extra_channels, seed):
         fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 25
         return (rng.normal(size=leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(drawn, shapes)
-
-
-def init(made, num_extra_channels):
-    key = jax.random.key(0)
-    text = CLIPText(**made.texts["text_encoder"])
-    tokens = jnp.zeros((1, 77), jnp.int32)
-    variables = text.init(key, tokens)
-    hidden, _ = text.apply(variables, tokens)
-    latent = jnp.zeros((1, 8, 8, 4 + num_extra_channels), jnp.float32)
-    cond = Conditioning(tokens=hidden)
-    unet = UNet(**made.unet).init(key, latent, jnp.zeros(1), cond)
-    vae = AutoencoderKL(**made.vae).init(key, jnp.zeros((1, 16, 16, 3)))
-    made = dict(text_encoder=variables, unet=unet, vae=vae)
-    return {name: one["params"] for name, one in made.items()}
+    return jax.tree_util.tree_map_with_path(drawn, published.shapes(made))

@@ -37,9 +37,7 @@ def text_encoder(config: ConfigDict, tokenizer: captions.Tokenizer) -> CLIPText:
     return construct("clip.text", text, config.clip.text)
 
 
-def text_encoders(
-    config: ConfigDict, tokenizer: captions.Tokenizer | captions.Tokenizers
-) -> TextEncoders:
+def text_encoders(config: ConfigDict, tokenizer: captions.AnyTokenizer) -> TextEncoders:
     """The towers whose fields are in `text_encoders`, or the one in `clip.text`."""
     if "text_encoders" not in config:
         return TextEncoders((text_encoder(config, tokenizer),))
@@ -62,14 +60,14 @@ def autoencoder(config: ConfigDict) -> AutoencoderKL:
 
 
 def towers(
-    config: ConfigDict, tokenizer: captions.Tokenizer | captions.Tokenizers
+    config: ConfigDict, tokenizer: captions.AnyTokenizer
 ) -> latent_diffusion.Towers:
-    sizes = (config.data.image_size,) * 2
+    sizes = (float(config.data.image_size),) * 2
     return latent_diffusion.Towers(
         autoencoder(config),
         text_encoders(config, tokenizer),
         hears_pooled(config),
-        (*sizes, 0, 0, *sizes) if config.get("num_size_ids", 0) else (),
+        (*sizes, 0.0, 0.0, *sizes) if config.get("num_size_ids", 0) else (),
         config.get("size_id_width", 256),
         config.get("latent_shift", 0.0),
     )

@@ -37,7 +37,7 @@ def stage(config: ConfigDict) -> Stage:
 
 
 def stable_diffusion(
-    config: ConfigDict, tokenizer: captions.Tokenizer
+    config: ConfigDict, tokenizer: captions.AnyTokenizer
 ) -> StableDiffusion:
     return StableDiffusion(
         networks.text_encoders(config, tokenizer),

@@ -44,7 +44,7 @@ def source(config: ConfigDict, split: str) -> records.Source:
 
 
 def image_text(
-    config: ConfigDict, tokenizer: captions.Tokenizer | None
+    config: ConfigDict, tokenizer: captions.AnyTokenizer | None
 ) -> batches.Example:
     data = config.data
     return batches.image_text_example(
@@ -120,7 +120,7 @@ TASKS = {
 
 def task(
     config: ConfigDict,
-    tokenizer: captions.Tokenizer | None,
+    tokenizer: captions.AnyTokenizer | None,
     frozen: Params | None = None,
     initial: Params | None = None,
 ) -> Task:

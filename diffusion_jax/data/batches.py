@@ -57,7 +57,7 @@ def row_example(row: Row, rng: np.random.Generator) -> Row:
 
 
 def image_text_example(
-    tokenizer: captions.Tokenizer | None,
+    tokenizer: captions.AnyTokenizer | None,
     *,
     image_size: int,
     crop: str = "center",

@@ -82,6 +82,9 @@ class Tokenizers:
         return np.max([tokenizer.num_cut(texts) for tokenizer in self.each], axis=0)
 
 
+AnyTokenizer = Tokenizer | Tokenizers
+
+
 def _byte_alphabet() -> list[str]:
     """The 256 printable stand-ins for bytes, in the order of CLIP's vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

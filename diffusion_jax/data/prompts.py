@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from diffusion_jax.data.captions import Tokenizer, Tokenizers
+from diffusion_jax.data.captions import AnyTokenizer, Tokenizer
 from diffusion_jax.types import Prompt
 
 MORE = 1.1  # the factor of round brackets; square ones divide by it
@@ -125,7 +125,7 @@ def make_prompts(
     return Prompt(tokens, weights, np.array([text == "" for text in texts], bool))
 
 
-def plain(texts: Sequence[str], tokenizer: Tokenizer | Tokenizers) -> Prompt:
+def plain(texts: Sequence[str], tokenizer: AnyTokenizer) -> Prompt:
     """Texts without syntax, cut to what one chunk holds: what networks train on."""
     return make_prompts(texts, tokenizer.each, weighted=False, max_chunks=1)
 

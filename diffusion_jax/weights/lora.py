@@ -112,7 +112,7 @@ def init(key: Key, like: Params, *, rank: int, pattern: str = ATTENTION) -> Lora
     lora: Lora = {}
     for i, (component, path) in enumerate(chosen):
         *fan_in, fan_out = places[component, path].shape
-        std = float(jnp.prod(jnp.array(fan_in))) ** -0.5
+        std = math.prod(fan_in) ** -0.5
         down = std * jax.random.normal(jax.random.fold_in(key, i), (*fan_in, rank))
         factors = {"down": down, "up": jnp.zeros((rank, fan_out))}
         lora.setdefault(component, {})[path] = factors

@@ -1,0 +1,162 @@
+"""Published models, fine-tuned: they start where they were published, and sample."""
+
+import io
+import pathlib
+import tarfile
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from configs.sd import finetune, lora
+from diffusion_jax import build, export, finetuning, published, runs, train
+from diffusion_jax.data import scenes_builder
+from diffusion_jax.sampling import trained_runs
+from diffusion_jax.weights import published as weights
+from tests import tiny_model
+
+STEPS = 2
+FAMILIES = {"sd1": {}, "sdxl": {"is_xl": True}}
+MODULES = {"finetune": finetune, "lora": lora}
+RUNS = [("sd1", "finetune"), ("sd1", "lora"), ("sdxl", "lora")]
+
+
+class Tuned(NamedTuple):
+    name: str
+    workdir: pathlib.Path
+    config: ConfigDict
+    weights: pathlib.Path
+
+
+@pytest.fixture(scope="module")
+def published_dirs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("published")
+    return {
+        name: tiny_model.write(out / name, **fields)
+        for name, fields in FAMILIES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    path = tmp_path_factory.mktemp("shards") / "train-0.tar"
+    with tarfile.open(path, "w") as tar:
+        for i, (image, caption) in enumerate(
+            scenes_builder.generate("train", 16, image_size=16)
+        ):
+            for suffix, data in (("png", image), ("txt", caption.encode())):
+                member = tarfile.TarInfo(f"{i:05d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return str(path)
+
+
+def small(config, directory, shards, num_steps=STEPS):
+    config.weights = str(directory)
+    config.data.train_split = config.data.eval_split = shards
+    config.data.image_size = 16
+    config.batch_size = 4
+    config.num_steps = num_steps
+    config.log_every = config.checkpoint_every = 1
+    config.sample_every = 0
+    config.sampling.steps = 2
+    config.optimizer.warmup_steps = 0
+    config.unet.dtype = "float32"
+    return config
+
+
+@pytest.fixture(scope="module", params=RUNS, ids="-".join)
+def tuned(request, published_dirs, shards, tmp_path_factory):
+    """A run of a family, its config, and what it started from."""
+    family, name = request.param
+    config = MODULES[name].get_config("tar_shards")
+    config = small(config, published_dirs[family], shards)
+    workdir = tmp_path_factory.mktemp("tuned") / name
+    train.train(config, workdir)
+    return Tuned(name, workdir, config, published_dirs[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("module", [finetune, lora])
+def test_training_starts_from_the_published_weights(
+    module, family, published_dirs, shards, tmp_path
+):
+    weights_dir = published_dirs[family]
+    config = small(module.get_config("tar_shards"), weights_dir, shards)
+    config = train.complete(config)
+    tokenizer = train.prepare_tokenizer(config, epath.Path(tmp_path), [])
+    frozen = finetuning.frozen(config)
+    initial = finetuning.initial(config, epath.Path(tmp_path))
+    params, frozen = build.task(config, tokenizer, frozen, initial).init(
+        jax.random.key(0)
+    )
+    start = build.sampling_params(params, frozen)
+    expected = weights.load_params(published.find(weights_dir))
+    jax.tree.map(np.testing.assert_array_equal, start, expected)
+
+
+def test_training_moves_what_is_trained_and_nothing_else(tuned):
+    before = weights.load_params(published.find(tuned.weights))
+    run = runs.load(tuned.workdir)
+    after = build.sampling_params(run.params, run.frozen)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    assert not any(jax.tree.leaves([moved[k] for k in moved if k != "unet"]))
+    block = moved["unet"]["mid_block"]["attentions.0"]["transformer_blocks.0"]
+    assert block["attn1"]["to_q"]["kernel"]
+    assert moved["unet"]["conv_in"]["kernel"] == (tuned.name == "finetune")
+    assert ("unet" in run.frozen) == (tuned.name == "lora")
+    assert set(run.params) == {"lora" if tuned.name == "lora" else "unet"}
+
+
+def test_a_tuned_run_samples_without_what_it_started_from(tuned):
+    run = runs.load(tuned.workdir)
+    assert run.config.schedule.betas == "scaled_linear"
+    images = trained_runs.make(run, ["a red circle", "cat dog"], batch_size=2)
+    assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all()
+
+
+def test_a_tuned_run_that_is_done_is_left_as_it_is(tuned):
+    before = runs.load(tuned.workdir)
+    again = train.train(tuned.config, tuned.workdir)
+    jax.tree.map(np.testing.assert_array_equal, before.params, again.params)
+
+
+def test_a_tuned_run_is_written_as_it_was_published(tuned, tmp_path):
+    """Export, and what is read back makes the parameters that the run samples with."""
+    made, params = export.of_run(str(tuned.workdir))
+    export.writing_directory.write(tmp_path / "out", made, params.__getitem__)
+    run = runs.load(tuned.workdir)
+    expected = build.sampling_params(run.params, run.frozen)
+    found = published.find(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, weights.load_params(found), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(weights=""), "weights is empty"),
+        (dict(weights="no/such/model"), "no/such/model"),
+        (dict(data=dict(image_size=17)), "17 is not a multiple of 2"),
+        (dict(lora=dict(rank=0)), "rank 0"),
+        (dict(lora=dict(rank=2, pattern="nothing")), "nothing"),
+        (dict(unet=dict(chanels=3)), "chanels"),
+    ],
+)
+def test_what_is_wrong_is_named_in_one_line(change, message, shards, tmp_path):
+    directory = tiny_model.write(tmp_path / "sd1")
+    config = small(lora.get_config("tar_shards"), directory, shards)
+    with config.unlocked():
+        config.update(ConfigDict(change))
+    with pytest.raises((build.ConfigError, ValueError, FileNotFoundError)) as error:
+        train.train(config, tmp_path / "run")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_configs_say_how_to_run_them():
+    for module in (finetune, lora):
+        path = pathlib.Path(module.__file__)
+        assert f"--config configs/sd/{path.name}" in module.__doc__
+        assert module.get_config("runlocal").num_steps <= 20
