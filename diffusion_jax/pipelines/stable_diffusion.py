@@ -13,7 +13,7 @@ edits.py has what starts from an image.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -57,6 +57,7 @@ class StableDiffusion:
     inpaints: bool = False  # the U-Net also sees the mask and what it leaves
     latent_shift: float = 0.0
     tile: int | None = None  # latents a side, of the tiles of the autoencoder
+    is_sliced: bool = False  # the autoencoder takes one image at a time
 
     def __call__(
         self,
@@ -175,10 +176,7 @@ class StableDiffusion:
         self, params: Params, image: Float[Array, "B H W 3"]
     ) -> Float[Array, "B h w c"]:
         """Scaled latents of images in [-1, 1]: the mean of their posterior."""
-        if self.tile is None:
-            mean, _ = self.vae.apply({"params": params["vae"]}, image, method="encode")
-        else:
-            mean, _ = tiling.encode(self.vae, params["vae"], image, **self._tiles())
+        mean = self._with_vae("encode", params, image)[0]
         return (mean - self.latent_shift) * params["latent_scale"]
 
     def decode(
@@ -186,11 +184,15 @@ class StableDiffusion:
     ) -> Float[Array, "B H W 3"]:
         """Images in [-1, 1] of scaled latents."""
         z = latents / params["latent_scale"] + self.latent_shift
-        if self.tile is None:
-            image = self.vae.apply({"params": params["vae"]}, z, method="decode")
-        else:
-            image = tiling.decode(self.vae, params["vae"], z, **self._tiles())
+        image = self._with_vae("decode", params, z)
         return jnp.clip(image, -1.0, 1.0).astype(jnp.float32)
 
-    def _tiles(self) -> dict[str, int]:
-        return {"size": self.tile, "overlap": self.tile // 4}
+    def _with_vae(self, method: str, params: Params, x: Float[Array, "B ..."]) -> Any:
+        def run(x: Float[Array, "B ..."]) -> Any:
+            if self.tile is None:
+                return self.vae.apply({"params": params["vae"]}, x, method=method)
+            tiled = {"encode": tiling.encode, "decode": tiling.decode}[method]
+            overlap = self.tile // 4
+            return tiled(self.vae, params["vae"], x, size=self.tile, overlap=overlap)
+
+        return tiling.one_by_one(run, x) if self.is_sliced else run(x)
