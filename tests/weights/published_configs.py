@@ -211,7 +211,9 @@ def convert_like(like):
 
 
 def draw(rng, like):
-    """Random numbers of the scale of weights."""
+    """Numbers of the scale of weights; a million random ones, again and again."""
     fan_in = max(1, int(np.prod(like.shape[1:])))
-    numbers = rng.standard_normal(like.shape, np.float32)
-    return (numbers / np.float32(fan_in**0.5)).astype(like.dtype)
+    size = int(np.prod(like.shape))
+    numbers = rng.standard_normal(min(size, 10**6), np.float32)
+    numbers = np.resize(numbers / np.float32(fan_in**0.5), like.shape)
+    return numbers.astype(like.dtype)
