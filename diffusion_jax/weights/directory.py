@@ -65,30 +65,7 @@ def read(directory: str | pathlib.Path, *, variant: str | None = None) -> Publis
         for name, kind in parts.items()
         if name in ("unet", "vae", *TEXTS)
     }
-    problems: list[str] = []
-    vae = _try(directory, "vae", problems, autoencoder_config.read, configs["vae"])
-    unet = _try(
-        directory,
-        "unet",
-        problems,
-        unet_config.read,
-        configs["unet"],
-        latent_channels=vae.fields["latent_channels"] if vae else 4,
-    )
-    texts = {
-        name: _try(
-            directory,
-            name,
-            problems,
-            text_config.read,
-            configs[name],
-            projected=parts[name] == text_config.PROJECTED,
-        )
-        for name in TEXTS
-        if name in parts
-    }
-    if problems:
-        raise ValueError("; ".join(problems))
+    vae, unet, texts = _read_configs(directory, parts, configs)
     if is_xl:
         texts = {name: fields | OF_XL for name, fields in texts.items()}
     num_size_ids = _num_size_ids(directory, index, unet, texts)
@@ -181,6 +158,38 @@ def _config(directory: pathlib.Path, name: str, kind: str) -> dict[str, Any]:
     if found != kind:
         raise ValueError(f"{path} is not of a {kind}: {found}")
     return config
+
+
+def _read_configs(
+    directory: pathlib.Path, parts: Mapping[str, str], configs: Mapping[str, Any]
+) -> tuple[autoencoder_config.Read, unet_config.Read, dict[str, dict[str, Any]]]:
+    """What they say; all that is refused in any of them is one error."""
+    problems: list[str] = []
+    vae = _try(directory, "vae", problems, autoencoder_config.read, configs["vae"])
+    latent_channels = vae.fields["latent_channels"] if vae else 4
+    unet = _try(
+        directory,
+        "unet",
+        problems,
+        unet_config.read,
+        configs["unet"],
+        latent_channels=latent_channels,
+    )
+    texts = {
+        name: _try(
+            directory,
+            name,
+            problems,
+            text_config.read,
+            configs[name],
+            projected=parts[name] == text_config.PROJECTED,
+        )
+        for name in TEXTS
+        if name in parts
+    }
+    if problems:
+        raise ValueError("; ".join(problems))
+    return vae, unet, texts
 
 
 def _try(
