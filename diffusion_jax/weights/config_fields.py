@@ -75,7 +75,7 @@ def read(
     problems = [f"unknown field {name}" for name in config if name not in table]
     for name, field in table.items():
         value = fields[name]
-        if field.accepted is None or _is_among(value, field.accepted):
+        if field.accepted is None or value in field.accepted:
             continue
         choices = ", ".join(map(_json, field.accepted))
         problems.append(
@@ -86,14 +86,6 @@ def read(
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def _is_among(value: Any, accepted: tuple) -> bool:
-    """Whether it is one of them, False being no number."""
-    return any(
-        value == choice and isinstance(value, bool) == isinstance(choice, bool)
-        for choice in accepted
-    )
 
 
 def _json(value: Any) -> str:
