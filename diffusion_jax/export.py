@@ -207,6 +207,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("ema", False, "Of a single file, the averaged U-Net.")
     flags.DEFINE_string("tokenizer", None, "For a single file: a tokenizer directory.")
     flags.DEFINE_multi_string("lora", [], "Merged in: PATH or PATH:SCALE.")
+    flags.DEFINE_string("prediction_type", None, "Of a single file: epsilon, ...")
     flags.DEFINE_string("out", None, "A new directory.")
     flags.DEFINE_enum("dtype", None, DTYPES, "Of what is written; else as it is.")
     flags.DEFINE_string("variant", None, "In the names of the files, such as fp16.")
@@ -221,6 +222,7 @@ def find(chosen: flags.FlagValues) -> Published:
         variant=chosen.from_variant,
         ema=chosen.ema,
         tokenizer=chosen.tokenizer,
+        prediction_type=chosen.prediction_type,
     )
 
 

@@ -66,9 +66,16 @@ def load(
     variant: str | None = None,
     ema: bool = False,
     tokenizer: str | pathlib.Path | None = None,
+    prediction_type: str | None = None,
 ) -> Model:
     """The model in a directory, a single file, or of a hub id; see `find`."""
-    found = find(name, variant=variant, ema=ema, tokenizer=tokenizer)
+    found = find(
+        name,
+        variant=variant,
+        ema=ema,
+        tokenizer=tokenizer,
+        prediction_type=prediction_type,
+    )
     pipeline = plan(found, choices)
     tokenizers = load_tokenizers(found)
     return Model(pipeline, load_params(found, choices.dtype), tokenizers)
@@ -80,21 +87,28 @@ def find(
     variant: str | None = None,
     ema: bool = False,
     tokenizer: str | pathlib.Path | None = None,
+    prediction_type: str | None = None,
 ) -> Published:
     """What there is under a name; tensors are not read yet.
 
-    `variant`: "fp16", say, of a directory. `ema` and `tokenizer` are of single files:
-    their averaged copy, and where tokenizer/ (and tokenizer_2/) are, since the file has
-    none.
+    `variant`: "fp16", say, of a directory. The others are of single files: their
+    averaged copy; where tokenizer/ (and tokenizer_2/) are, since the file has none; and
+    whether the network predicts "epsilon" or "v_prediction", if it does not say.
     """
     path = hub.find(str(name), variant=variant)
     if path.is_dir():
-        if ema or tokenizer is not None:
+        if ema or tokenizer is not None or prediction_type is not None:
             raise build.ConfigError(
-                f"{path} is a directory: ema and tokenizer are for single files"
+                f"{path} is a directory: ema, tokenizer and prediction_type are for "
+                "single files"
             )
         return directory.read(path, variant=variant)
-    return single_file.read(path, ema=ema, tokenizers=tokenizers_near(path, tokenizer))
+    return single_file.read(
+        path,
+        ema=ema,
+        tokenizers=tokenizers_near(path, tokenizer),
+        prediction_type=prediction_type,
+    )
 
 
 def tokenizers_near(

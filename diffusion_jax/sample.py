@@ -56,6 +56,7 @@ def _define_model(here: dict) -> None:
     text("variant", None, "Of the files in a directory: fp16, say.", **here)
     truth("ema", False, "The averaged weights of a single file.", **here)
     text("tokenizer", None, "Where a single file's tokenizers are.", **here)
+    text("prediction_type", None, "Of a single file: epsilon, v_prediction.", **here)
     text("dtype", None, "float32 (default), bfloat16 or float16.", **here)
     flags.DEFINE_multi_string("lora", [], "FILE or FILE:scale; repeatable.", **here)
     flags.DEFINE_integer(

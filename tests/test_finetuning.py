@@ -16,7 +16,7 @@ from diffusion_jax import build, export, finetuning, published, runs, train
 from diffusion_jax.data import scenes_builder
 from diffusion_jax.sampling import trained_runs
 from diffusion_jax.weights import published as weights
-from tests import tiny_model
+from tests import entry_points, tiny_model
 
 STEPS = 2
 FAMILIES = {"sd1": {}, "sdxl": {"is_xl": True}}
@@ -116,6 +116,15 @@ def test_a_tuned_run_samples_without_what_it_started_from(tuned):
     assert run.config.schedule.betas == "scaled_linear"
     images = trained_runs.make(run, ["a red circle", "cat dog"], batch_size=2)
     assert images.shape == (2, 16, 16, 3) and np.isfinite(images).all()
+
+
+def test_a_tuned_run_is_sampled_from_the_command_line(tuned, tmp_path):
+    out = tmp_path / "grid.png"
+    entry_points.sample(
+        *("--workdir", tuned.workdir, "--prompt", "a (red:1.3) circle"),
+        *("--num_images", 1, "--steps", 2, "--out", out),
+    )
+    assert out.is_file()
 
 
 def test_a_tuned_run_that_is_done_is_left_as_it_is(tuned):

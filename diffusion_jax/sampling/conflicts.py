@@ -10,7 +10,8 @@ from absl import flags
 from diffusion_jax import build
 
 ONLY_WEIGHTS = (
-    *("variant", "ema", "tokenizer", "dtype", "refiner", "max_chunks"),
+    *("variant", "ema", "tokenizer", "prediction_type", "dtype", "refiner"),
+    "max_chunks",
     *("no_weighting",),
 )
 # flag -> the flag without which it means nothing

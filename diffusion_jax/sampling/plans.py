@@ -140,6 +140,7 @@ def find_model(chosen: flags.FlagValues, picture: Any) -> Model:
         variant=chosen.variant,
         ema=chosen.ema,
         tokenizer=None if chosen.tokenizer is None else path(chosen.tokenizer),
+        prediction_type=chosen.prediction_type,
     )
     name = path(chosen.weights)
     if sizes == own:
@@ -324,7 +325,8 @@ def _noise(
 
 PATHS = ("weights", "workdir", "tokenizer", "refiner", "init_image", "mask", "latents")
 SHARED = (
-    *("weights", "workdir", "variant", "ema", "tokenizer", "sampler", "grid"),
+    *("weights", "workdir", "variant", "ema", "tokenizer", "prediction_type"),
+    *("sampler", "grid"),
     *("guidance_rescale", "guidance_interval", "init_image", "mask", "clip_skip"),
     *("dtype", "tile", "refiner", "to_prompt", "to_seed", "latents", "max_chunks"),
     "no_weighting",

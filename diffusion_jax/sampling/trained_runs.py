@@ -97,7 +97,7 @@ def of_run(
     return Model(
         name,
         pipeline,
-        (tokenizer,),
+        tokenizer.each,
         load,
         lambda: shapes(pipeline),
         lambda: num_bytes(shapes(pipeline)),
