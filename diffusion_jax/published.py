@@ -31,13 +31,17 @@ CONTEXT_LENGTH = 77
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+GUIDANCE = {False: 7.5, True: 5.0}  # by whether it is an XL
+STEPS = 50
+
+
 class Choices(NamedTuple):
-    """How to sample; None is what the model was published with."""
+    """How to sample; None is as the model was published."""
 
     sampler: str | None = None
     grid: str | None = None
-    steps: int = 50
-    guidance: float = 7.5
+    steps: int = STEPS
+    guidance: float | None = None  # the scale; below 1 it counts as 1, no guidance
     rescale: float = 0.0  # phi of `guidance_rules.rescale`
     interval: tuple[float, float] | None = None  # of sigma / alpha; see limited
     height: int | None = None  # pixels
@@ -45,6 +49,7 @@ class Choices(NamedTuple):
     clip_skip: int = 0
     dtype: str = "float32"
     tile: int | None = None  # latents a side: the autoencoder works in tiles
+    sliced: bool = False  # the autoencoder takes one image at a time
 
 
 class Model(NamedTuple):
@@ -103,6 +108,8 @@ def find(
                 "single files"
             )
         return directory.read(path, variant=variant)
+    if variant is not None:
+        raise build.ConfigError(f"{path} is a file: variants are of directories")
     return single_file.read(
         path,
         ema=ema,
@@ -163,7 +170,9 @@ def plan(published: Published, choices: Choices) -> StableDiffusion:
     recipe = scheduler_choice.choose(
         published.scheduler, sampler=choices.sampler, grid=choices.grid
     )
-    stage = stage_of(modules["unet"], recipe, choices)
+    default = GUIDANCE[published.num_size_ids > 0]
+    scale = default if choices.guidance is None else max(1.0, choices.guidance)
+    stage = stage_of(modules["unet"], recipe, choices._replace(guidance=scale))
     pipeline = StableDiffusion(
         text.skipping(encoders, choices.clip_skip),
         stage,
@@ -174,6 +183,7 @@ def plan(published: Published, choices: Choices) -> StableDiffusion:
         inpaints=published.inpaints,
         latent_shift=published.latent_shift,
         tile=choices.tile,
+        is_sliced=choices.sliced,
     )
     height, width = (
         published.sample_size if side is None else side // pipeline.factor

@@ -30,7 +30,7 @@ ENCODING_BATCH = 256
 def train(config: ConfigDict, workdir: epath.PathLike) -> runs.Run:
     """One run from its beginning, or from its newest checkpoint, to its end."""
     workdir = epath.Path(workdir)
-    config = complete(config)
+    config = complete(config, workdir)
     build.check(config)
     optimizer = build.optimizer(config)
     options = build.loop_options(config)
@@ -58,10 +58,10 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> runs.Run:
     return runs.Run(config, tokenizer, state.ema_params, frozen, int(state.step))
 
 
-def complete(config: ConfigDict) -> ConfigDict:
+def complete(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     """With the towers' own configs filled in, for a task that has frozen towers."""
     if "weights" in config:
-        return finetuning.complete(config)
+        return finetuning.complete(config, workdir)
     if "towers" not in config:
         return config
     config = ConfigDict(config.to_dict())

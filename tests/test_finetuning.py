@@ -1,20 +1,27 @@
 """Published models, fine-tuned: they start where they were published, and sample."""
 
 import io
+import json
 import pathlib
+import shutil
 import tarfile
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
 from configs.sd import finetune, lora
-from diffusion_jax import build, export, finetuning, published, runs, train
+from diffusion_jax import build, command, export, finetuning, published, runs, train
 from diffusion_jax.data import scenes_builder
+from diffusion_jax.diffusion import parameterization
 from diffusion_jax.sampling import trained_runs
+from diffusion_jax.weights import lora as lora_merging
+from diffusion_jax.weights import lora_files, scheduler_config
 from diffusion_jax.weights import published as weights
 from tests import entry_points, tiny_model
 
@@ -86,7 +93,7 @@ def test_training_starts_from_the_published_weights(
 ):
     weights_dir = published_dirs[family]
     config = small(module.get_config("tar_shards"), weights_dir, shards)
-    config = train.complete(config)
+    config = train.complete(config, epath.Path(tmp_path))
     tokenizer = train.prepare_tokenizer(config, epath.Path(tmp_path), [])
     frozen = finetuning.frozen(config)
     initial = finetuning.initial(config, epath.Path(tmp_path))
@@ -96,6 +103,61 @@ def test_training_starts_from_the_published_weights(
     start = build.sampling_params(params, frozen)
     expected = weights.load_params(published.find(weights_dir))
     jax.tree.map(np.testing.assert_array_equal, start, expected)
+
+
+SCHEDULERS = {
+    "sd1": tiny_model.SCHEDULER,
+    "zero terminal snr": dict(
+        _class_name="DDIMScheduler",
+        beta_schedule="scaled_linear",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+    ),
+    "trained betas": dict(
+        _class_name="DDPMScheduler", trained_betas=[0.01] * 1000, clip_sample=False
+    ),
+    "flow": dict(_class_name="FlowMatchEulerDiscreteScheduler", shift=3.0),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_training_adds_noise_as_sampling_removes_it(scheduler, published_dirs):
+    found = published.find(published_dirs["sd1"])._replace(scheduler=scheduler)
+    said = json.loads(json.dumps(finetuning.words(found)))  # as a run keeps it
+    recipe = scheduler_config.read(scheduler)
+    schedule = build.schedule(runs._to_tuples(said["schedule"]))
+    t = jnp.linspace(0.1, 1.0, 7) * recipe.schedule.t_max
+    for ours, theirs in zip(schedule(t), recipe.schedule(t), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    p = parameterization.PARAMETERIZATIONS[said["parameterization"]["name"]]()
+    level = schedule(t[:-1])
+    np.testing.assert_allclose(
+        p.coefficients(level), recipe.parameterization.coefficients(level), rtol=1e-6
+    )
+
+
+def test_an_unfinished_checkpoint_is_no_reason_to_start_at_random(
+    published_dirs, shards, tmp_path
+):
+    config = small(finetune.get_config("tar_shards"), published_dirs["sd1"], shards)
+    config = train.complete(config, epath.Path(tmp_path))
+    steps = epath.Path(tmp_path) / runs.CHECKPOINTS
+    (steps / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert finetuning.initial(config, epath.Path(tmp_path)) is not None
+    (steps / "1").mkdir()
+    assert finetuning.initial(config, epath.Path(tmp_path)) is None
+
+
+def test_a_run_goes_on_where_its_model_is_gone(published_dirs, shards, tmp_path):
+    directory = tmp_path / "moved"
+    shutil.copytree(published_dirs["sd1"], directory)
+    config = small(lora.get_config("tar_shards"), directory, shards)
+    begun = train.complete(config, epath.Path(tmp_path / "run"))
+    runs.write_config(tmp_path / "run", begun)
+    shutil.rmtree(directory)
+    again = train.complete(config, epath.Path(tmp_path / "run"))
+    runs.write_config(tmp_path / "run", again)  # raises if it were another
 
 
 def test_training_moves_what_is_trained_and_nothing_else(tuned):
@@ -133,6 +195,14 @@ def test_a_tuned_run_that_is_done_is_left_as_it_is(tuned):
     jax.tree.map(np.testing.assert_array_equal, before.params, again.params)
 
 
+def exported(*words):
+    """`python -m diffusion_jax.export`, in this process."""
+    values = flags.FlagValues()
+    export.define_flags(values)
+    command.parse(["export", *map(str, words)], values)
+    return export.run(values)
+
+
 def test_a_tuned_run_is_written_as_it_was_published(tuned, tmp_path):
     """Export, and what is read back makes the parameters that the run samples with."""
     made, params = export.of_run(str(tuned.workdir))
@@ -141,6 +211,27 @@ def test_a_tuned_run_is_written_as_it_was_published(tuned, tmp_path):
     expected = build.sampling_params(run.params, run.frozen)
     found = published.find(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, weights.load_params(found), expected)
+
+
+@pytest.mark.parametrize("dialect", [None, "kohya", "peft"])
+def test_what_a_lora_learned_is_written_alone(tuned, tmp_path, dialect):
+    """The file, merged into what the run started from, makes what the run samples with."""
+    out = tmp_path / "new" / "style.safetensors"
+    words = ["--workdir", tuned.workdir, "--lora_out", out]
+    words += ["--dialect", dialect] if dialect else []
+    if tuned.name != "lora":
+        with pytest.raises(build.ConfigError, match="a run without a lora"):
+            exported(*words)
+        return
+    assert exported(*words) == str(out)
+    run = runs.load(tuned.workdir)
+    before = weights.load_params(published.find(tuned.weights))
+    read = lora_files.load(out, before)
+    merged = lora_merging.merge({"unet": before["unet"]}, [read], [1.0])
+    expected = build.sampling_params(run.params, run.frozen)["unet"]
+    jax.tree.map(np.testing.assert_array_equal, merged["unet"], expected)
+    with pytest.raises(build.ConfigError, match="nothing is overwritten"):
+        exported(*words)
 
 
 @pytest.mark.parametrize(

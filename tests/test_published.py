@@ -78,8 +78,24 @@ def test_what_is_not_chosen_is_as_published(found):
     pipeline = published.plan(found, published.Choices(steps=10))
     assert pipeline.latent_shape == (8, 8, 4)
     assert pipeline.unet.guidance == 7.5
-    # PNDM of the file: leading, one beyond, the second time twice
-    assert times(pipeline.unet)[:3].tolist() == [902, 802, 802]
+    # leading, offset by one: the network hears 901, 801, ... (t counts from 1)
+    assert times(pipeline.unet)[:3].tolist() == [902, 802, 702]
+
+
+def test_guidance_is_that_of_the_family_and_none_below_one(found):
+    plain = published.plan(found, published.Choices())
+    xl = found._replace(num_size_ids=6, unet=found.unet | dict(vector="add_embedding"))
+    assert (plain.unet.guidance, plain.unet.steps) == (7.5, 50)
+    assert published.plan(xl, published.Choices()).unet.guidance == 5.0
+    none = published.plan(found, published.Choices(guidance=0.0))
+    assert none.unet.guidance == 1.0
+
+
+def test_a_variant_is_of_directories(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(build.ConfigError, match="variants are of directories"):
+        published.find(path, variant="fp16")
 
 
 def test_size_and_guidance_are_those_chosen(found):

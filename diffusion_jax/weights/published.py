@@ -8,7 +8,7 @@ params = load_params(published, dtype="bfloat16")
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -101,13 +101,18 @@ def shape(published: Published, name: str, *, dtype: str = "float32") -> Params:
 
 
 def load_params(
-    published: Published, *, dtype: str = "float32", place: Place | None = None
+    published: Published,
+    *,
+    dtype: str = "float32",
+    place: Place | None = None,
+    names: Collection[str] | None = None,
 ) -> Params:
     """Parameters of every module in `dtype`, and "latent_scale", a number.
 
     Every tensor must be used exactly once, or one error lists all that do not fit.
     `place` puts the array of a path (("unet", "conv_in", "kernel")) on its devices,
-    where not given the default one; it is called once for each, in turn.
+    where not given the default one; it is called once for each, in turn. With `names`
+    only the tensors of these modules are read, though all must fit.
     """
     like = shapes(published, dtype=dtype)
     found: dict[str, dict] = {}
@@ -120,7 +125,7 @@ def load_params(
             problems.setdefault(kind, []).extend(f"{name}/{key}" for key in keys)
     convert.refuse(problems)
     params: Params = {}
-    for name in like:
+    for name in like if names is None else names:
         params[name] = convert.fill(
             published.tensors[name], like[name], found[name], _within(name, place)
         )
