@@ -10,6 +10,10 @@ directory; by default every number stays as it is stored:
     python -m diffusion_jax.export --weights model.safetensors --out model \
         --dtype float16 --variant fp16 --lora style.safetensors:0.8
 
+What a low-rank adaptation learned, alone, for other programs to load:
+
+    python -m diffusion_jax.export --workdir runs/lora --lora_out style.safetensors
+
 `--out` is a new or empty directory and appears when it is complete. In torch,
 `StableDiffusionPipeline.from_pretrained(OUT)` samples it. Its U-Net hears no pooled
 captions, though: of a run with `unet.vector`, unet/ is written as one whose `class_labels`
@@ -109,6 +113,22 @@ def of_tuned_run(
     )
 
 
+def write_lora(
+    workdir: str, path: str, *, step: int | None = None, dialect: str = "diffusers"
+) -> None:
+    """What a run with a `lora` learned, as a safetensors file of its own."""
+    if "lora" not in runs.read_config(workdir):
+        raise build.ConfigError(f"{workdir} holds a run without a lora")
+    target = pathlib.Path(path)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"--lora_out {path} does not end in .safetensors")
+    if target.exists() or target.is_symlink():
+        raise ValueError(f"{path} exists; nothing is overwritten")
+    params = runs.load(workdir, step=step).params
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lora_files.write(target, params["lora"], dialect=dialect)
+
+
 def scheduler_of(config: ConfigDict) -> dict[str, Any]:
     """The run's schedule and objective as diffusers has them; raises if it has not."""
     if build.learns_variance(config):
@@ -199,20 +219,30 @@ def num_bytes(text: str) -> int:
 # ---- the command --------------------------------------------------------------------
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("workdir", None, "A latent diffusion run of this project.")
-    flags.DEFINE_integer("step", None, "Its checkpoint; the newest if not given.")
-    flags.DEFINE_string("weights", None, "A published directory, file or hub id.")
-    flags.DEFINE_string("from_variant", None, "Which files of it, such as fp16.")
-    flags.DEFINE_bool("ema", False, "Of a single file, the averaged U-Net.")
-    flags.DEFINE_string("tokenizer", None, "For a single file: a tokenizer directory.")
-    flags.DEFINE_multi_string("lora", [], "Merged in: PATH or PATH:SCALE.")
-    flags.DEFINE_string("prediction_type", None, "Of a single file: epsilon, ...")
-    flags.DEFINE_string("out", None, "A new directory.")
-    flags.DEFINE_enum("dtype", None, DTYPES, "Of what is written; else as it is.")
-    flags.DEFINE_string("variant", None, "In the names of the files, such as fp16.")
-    flags.DEFINE_string("max_shard_size", "10GB", "Of one file.")
-    flags.mark_flags_as_required(["out"])
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    def string(name: str, text: str, default: str | None = None) -> None:
+        flags.DEFINE_string(name, default, text, values)
+
+    string("workdir", "A latent diffusion run of this project.")
+    flags.DEFINE_integer(
+        "step", None, "Its checkpoint; else the newest.", flag_values=values
+    )
+    string("lora_out", "Of a run with a lora: a new .safetensors file for it alone.")
+    flags.DEFINE_enum(
+        "dialect", None, sorted(lora.DIALECTS), "Its names; diffusers.", values
+    )
+    string("weights", "A published directory, file or hub id.")
+    string("from_variant", "Which files of it, such as fp16.")
+    flags.DEFINE_bool("ema", False, "Of a single file, the averaged U-Net.", values)
+    string("tokenizer", "For a single file: a tokenizer directory.")
+    flags.DEFINE_multi_string("lora", [], "Merged in: PATH or PATH:SCALE.", values)
+    string("prediction_type", "Of a single file: epsilon, ...")
+    string("out", "A new directory.")
+    flags.DEFINE_enum(
+        "dtype", None, DTYPES, "Of what is written; else as it is.", values
+    )
+    string("variant", "In the names of the files, such as fp16.")
+    string("max_shard_size", "Of one file; 10GB.")
 
 
 def find(chosen: flags.FlagValues) -> Published:
@@ -226,36 +256,57 @@ def find(chosen: flags.FlagValues) -> Published:
     )
 
 
-def main(_: list[str]) -> None:
-    chosen = flags.FLAGS
+def run(chosen: flags.FlagValues) -> str:
+    """Does what the flags say; the path of what was written."""
     if (chosen.workdir is None) == (chosen.weights is None):
         raise build.ConfigError("give either --workdir or --weights")
     if chosen.workdir is not None and chosen.lora:
         raise build.ConfigError("--lora is for --weights")
-    most = num_bytes(chosen.max_shard_size)
+    if chosen.weights is not None and chosen.lora_out:
+        raise build.ConfigError("--lora_out is for --workdir")
+    if chosen.lora_out is None and chosen.out is None:
+        raise build.ConfigError("--out is not given: a new directory")
+    most = num_bytes(chosen.max_shard_size or "10GB")
     try:
-        writing.check_free(chosen.out)
         with jax.default_device(jax.devices("cpu")[0]):
-            if chosen.workdir is not None:
-                found, params = of_run(chosen.workdir, step=chosen.step)
-                dtypes = {}
-            else:
-                found = find(chosen)
-                params = load_published(found, chosen.lora)
-                dtypes = stored_dtypes(found)
-            if chosen.dtype is not None:
-                dtypes = dict.fromkeys(params, np.dtype(jnp.dtype(chosen.dtype)))
-            writing_directory.write(
-                chosen.out,
-                found,
-                params.pop,
-                dtypes=dtypes,
-                variant=chosen.variant,
-                max_shard_size=most,
+            if chosen.lora_out is None:
+                write_model(chosen, most)
+                return chosen.out
+            write_lora(
+                chosen.workdir,
+                chosen.lora_out,
+                step=chosen.step,
+                dialect=chosen.dialect or "diffusers",
             )
+            return chosen.lora_out
     except ValueError as error:
         raise build.ConfigError(str(error)) from error
-    print(chosen.out)
+
+
+def write_model(chosen: flags.FlagValues, max_shard_size: int) -> None:
+    """What --workdir or --weights names, as the directory --out."""
+    writing.check_free(chosen.out)
+    if chosen.workdir is not None:
+        found, params = of_run(chosen.workdir, step=chosen.step)
+        dtypes = {}
+    else:
+        found = find(chosen)
+        params = load_published(found, chosen.lora)
+        dtypes = stored_dtypes(found)
+    if chosen.dtype is not None:
+        dtypes = dict.fromkeys(params, np.dtype(jnp.dtype(chosen.dtype)))
+    writing_directory.write(
+        chosen.out,
+        found,
+        params.pop,
+        dtypes=dtypes,
+        variant=chosen.variant,
+        max_shard_size=max_shard_size,
+    )
+
+
+def main(_: list[str]) -> None:
+    print(run(flags.FLAGS))
 
 
 if __name__ == "__main__":
