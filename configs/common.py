@@ -2,6 +2,13 @@
 
 from ml_collections import ConfigDict
 
+SCENE_PROMPTS = (
+    "a small red circle above a large blue square",
+    "a large yellow cross",
+    "a small white triangle to the left of a large black ring",
+    "a large green square below a small purple circle",
+)
+
 
 def run_config() -> ConfigDict:
     """A run without its task, data and networks."""

@@ -57,6 +57,7 @@ def make(model, tmp_path):
 
     def run(*words, out="out"):
         array = tmp_path / "images.npy"
+        array.unlink(missing_ok=True)
         words = ["--weights", model, *FAST, *words, "--array", array]
         entry_points.sample(*words, "--out", tmp_path / out)
         return np.load(array)

@@ -8,6 +8,7 @@ import tiny_model
 from PIL import Image
 from test_sample import FAST, check_made_again, pixels_of
 
+from diffusion_jax.sampling import pictures
 from diffusion_jax.weights import lora, lora_files
 
 
@@ -61,6 +62,17 @@ def test_what_a_mask_keeps_is_kept(make, cat, tmp_path):
     np.testing.assert_array_equal(images["painter"][0][:, 8:], images["full"][0][:, 8:])
     for name in ("half", "painter"):
         assert np.abs(images[name] - images["full"]).max() > 1e-2
+
+
+def test_sixteen_bits_of_grey_are_read_as_eight(tmp_path):
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    deep, plain = pictures.read(tmp_path / "deep.png"), Image.fromarray(grey)
+    for image in (deep, deep.convert("I")):
+        for read in (pictures.to_array, pictures.to_mask):
+            np.testing.assert_array_equal(
+                read(image, (16, 16)), read(plain, (16, 16))
+            )
 
 
 def test_a_picture_is_resized_and_what_is_made_of_it_made_again(

@@ -35,11 +35,6 @@ def get_config(variant: str = "") -> ConfigDict:
         grid=dict(name="leading"),
         steps=25,
         guidance=7.5,
-        prompts=(
-            "a small red circle above a large blue square",
-            "a large yellow cross",
-            "a small white triangle to the left of a large black ring",
-            "a large green square below a small purple circle",
-        ),
+        prompts=common.SCENE_PROMPTS,
     )
     return common.runlocal(config) if variant == "runlocal" else config

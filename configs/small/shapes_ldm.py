@@ -38,11 +38,6 @@ def get_config(variant: str = "") -> ConfigDict:
         grid=dict(name="trailing"),
         steps=20,
         guidance=2.0,
-        prompts=(
-            "a small red circle above a large blue square",
-            "a large yellow cross",
-            "a small white triangle to the left of a large black ring",
-            "a large green square below a small purple circle",
-        ),
+        prompts=common.SCENE_PROMPTS,
     )
     return common.runlocal(config) if variant == "runlocal" else config
