@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import compile_cache
 import entry_points
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ GALLERY = (
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    yield from entry_points.compile_once(tmp_path_factory.mktemp("compiled"))
+    yield from compile_cache.compile_once(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """What compiles the programs of the command line anew: sizes and steps, nothing else."""
 
+import compile_cache
 import entry_points
 import flax.linen as nn
 import jax
@@ -33,7 +34,7 @@ def noted():
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    yield from entry_points.compile_once(tmp_path_factory.mktemp("compiled"))
+    yield from compile_cache.compile_once(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="module")

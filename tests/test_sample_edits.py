@@ -1,5 +1,6 @@
 """The command line where it starts from pictures, adds loras, hands over to a refiner."""
 
+import compile_cache
 import entry_points
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from diffusion_jax.weights import lora, lora_files
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    yield from entry_points.compile_once(tmp_path_factory.mktemp("compiled"))
+    yield from compile_cache.compile_once(tmp_path_factory.mktemp("compiled"))
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,9 @@ import pathlib
 import subprocess
 import sys
 
-import jax
+import compile_cache
 import pytest
 import toy
-from jax.experimental.compilation_cache import compilation_cache
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -20,20 +19,7 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(cache_dir):
-    """The toy's programs are the same in most tests; compiling is what takes time."""
-    settings = {
-        "jax_compilation_cache_dir": str(cache_dir),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    previous = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in previous.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    yield from compile_cache.compile_once(cache_dir)
 
 
 @pytest.fixture(scope="session")
