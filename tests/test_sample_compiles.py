@@ -1,7 +1,6 @@
 """What compiles the programs of the command line anew: sizes and steps, nothing else."""
 
 import compile_cache
-import entry_points
 import flax.linen as nn
 import jax
 import numpy as np
