@@ -48,6 +48,9 @@ from diffusion_jax.weights import published as weights
 from diffusion_jax.weights.published import Published
 
 DTYPES = ("float32", "float16", "bfloat16")
+OF_RUNS = ("step", "lora_out", "dialect")  # flags
+OF_WEIGHTS = ("lora", "ema", "from_variant", "tokenizer", "prediction_type")
+OF_MODELS = ("out", "dtype", "variant", "max_shard_size")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -242,7 +245,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "dtype", None, DTYPES, "Of what is written; else as it is.", values
     )
     string("variant", "In the names of the files, such as fp16.")
-    string("max_shard_size", "Of one file; 10GB.")
+    string("max_shard_size", "Of one file.", "10GB")
 
 
 def find(chosen: flags.FlagValues) -> Published:
@@ -256,17 +259,32 @@ def find(chosen: flags.FlagValues) -> Published:
     )
 
 
-def run(chosen: flags.FlagValues) -> str:
-    """Does what the flags say; the path of what was written."""
+def check_flags(chosen: flags.FlagValues) -> None:
+    """Refuses a flag that would have no effect on what the others ask for."""
     if (chosen.workdir is None) == (chosen.weights is None):
         raise build.ConfigError("give either --workdir or --weights")
-    if chosen.workdir is not None and chosen.lora:
-        raise build.ConfigError("--lora is for --weights")
-    if chosen.weights is not None and chosen.lora_out:
-        raise build.ConfigError("--lora_out is for --workdir")
-    if chosen.lora_out is None and chosen.out is None:
+    is_run = chosen.workdir is not None
+    useless, wanted = (OF_WEIGHTS, "--weights") if is_run else (OF_RUNS, "--workdir")
+    refuse_given(chosen, useless, f"only with {wanted}")
+    if chosen.lora_out is not None:
+        refuse_given(chosen, OF_MODELS, "not with --lora_out, which writes one file")
+        return
+    refuse_given(chosen, ("dialect",), "only with --lora_out")
+    if chosen.out is None:
         raise build.ConfigError("--out is not given: a new directory")
-    most = num_bytes(chosen.max_shard_size or "10GB")
+
+
+def refuse_given(chosen: flags.FlagValues, names: Sequence[str], reason: str) -> None:
+    """Raises if any of the named flags is on the command line."""
+    given = [f"--{name}" for name in names if chosen[name].present]
+    if given:
+        raise build.ConfigError(f"{', '.join(given)}: {reason}")
+
+
+def run(chosen: flags.FlagValues) -> str:
+    """Does what the flags say; the path of what was written."""
+    check_flags(chosen)
+    most = num_bytes(chosen.max_shard_size)
     try:
         with jax.default_device(jax.devices("cpu")[0]):
             if chosen.lora_out is None:

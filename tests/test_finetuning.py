@@ -203,6 +203,29 @@ def exported(*words):
     return export.run(values)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--workdir run --out new --ema", "--ema: only with --weights"),
+        (
+            "--workdir run --out new --from_variant fp16 --tokenizer words",
+            "--from_variant, --tokenizer: only with --weights",
+        ),
+        ("--workdir run --out new --prediction_type epsilon", "only with --weights"),
+        ("--workdir run --out new --lora x", "--lora: only with --weights"),
+        ("--workdir run --out new --dialect peft", "only with --lora_out"),
+        ("--workdir run --lora_out x --dtype float16", "not with --lora_out"),
+        ("--workdir run --weights model --out new", "either"),
+        ("--weights model --out new --step 1", "--step: only with --workdir"),
+        ("--weights model --lora_out new", "--lora_out: only with --workdir"),
+        ("--weights model", "--out is not given"),
+    ],
+)
+def test_a_flag_of_no_effect_on_an_export_is_refused(words, message):
+    with pytest.raises(build.ConfigError, match=message):
+        exported(*words.split())
+
+
 def test_a_tuned_run_is_written_as_it_was_published(tuned, tmp_path):
     """Export, and what is read back makes the parameters that the run samples with."""
     made, params = export.of_run(str(tuned.workdir))
