@@ -22,6 +22,7 @@ are the pooled output of text_encoder/, and is called by hand.
 
 from __future__ import annotations
 
+import math
 import pathlib
 import re
 from collections.abc import Sequence
@@ -175,6 +176,7 @@ def load_published(published: Published, loras: Sequence[str] = ()) -> Params:
 
     Each of `loras` is PATH or PATH:SCALE; with any, all is float32.
     """
+    read, scales = read_loras(published, loras)
     dtypes = stored_dtypes(published)
 
     def keep(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
@@ -183,9 +185,19 @@ def load_published(published: Published, loras: Sequence[str] = ()) -> Params:
     params = weights.load_params(published, dtype="float32", place=keep)
     if not loras:
         return params
-    paths, scales = zip(*map(path_and_scale, loras))
-    read = [lora_files.load(path, params) for path in paths]
     return lora.merge(params, read, scales)
+
+
+def read_loras(
+    published: Published, loras: Sequence[str]
+) -> tuple[list[lora.Lora], list[float]]:
+    """Those of PATH or PATH:SCALE and their scales; the model itself is not read."""
+    paths, scales = zip(*map(path_and_scale, loras)) if loras else ((), ())
+    for text, scale in zip(loras, scales):
+        if not math.isfinite(scale):
+            raise build.ConfigError(f"--lora {text}: the scale is not finite")
+    like = weights.shapes(published) if loras else {}
+    return [lora_files.load(path, like) for path in paths], list(scales)
 
 
 def stored_dtypes(published: Published) -> dict[str, np.dtype]:

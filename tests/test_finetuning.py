@@ -226,6 +226,24 @@ def test_a_flag_of_no_effect_on_an_export_is_refused(words, message):
         exported(*words.split())
 
 
+@pytest.mark.parametrize("scale", ["nan", "inf", "-inf"])
+def test_a_scale_that_is_not_finite_is_refused(scale, published_dirs, tmp_path):
+    with pytest.raises(build.ConfigError, match="not finite"):
+        exported(
+            *("--weights", published_dirs["sd1"], "--out", tmp_path / "out"),
+            *("--lora", f"style.safetensors:{scale}"),
+        )
+
+
+def test_loras_are_read_before_the_model(published_dirs, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "load_params", None)
+    with pytest.raises(FileNotFoundError, match="no lora at none.safetensors"):
+        exported(
+            *("--weights", published_dirs["sd1"], "--out", tmp_path / "out"),
+            *("--lora", "none.safetensors:0.5"),
+        )
+
+
 def test_a_tuned_run_is_written_as_it_was_published(tuned, tmp_path):
     """Export, and what is read back makes the parameters that the run samples with."""
     made, params = export.of_run(str(tuned.workdir))
