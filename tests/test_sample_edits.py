@@ -71,9 +71,7 @@ def test_sixteen_bits_of_grey_are_read_as_eight(tmp_path):
     deep, plain = pictures.read(tmp_path / "deep.png"), Image.fromarray(grey)
     for image in (deep, deep.convert("I")):
         for read in (pictures.to_array, pictures.to_mask):
-            np.testing.assert_array_equal(
-                read(image, (16, 16)), read(plain, (16, 16))
-            )
+            np.testing.assert_array_equal(read(image, (16, 16)), read(plain, (16, 16)))
 
 
 def test_a_picture_is_resized_and_what_is_made_of_it_made_again(

@@ -43,14 +43,22 @@ def check_fits(path: str, size: Size, unit: int) -> None:
 
 def to_array(image: Image.Image, size: Size) -> Float[np.ndarray, "H W 3"]:
     """Float pixels in [-1, 1], resized if need be; transparency is dropped."""
-    image = _resized(image.convert("RGB"), size)
+    image = _resized(_eight_bits(image).convert("RGB"), size)
     return np.asarray(image, np.float32) / 127.5 - 1
 
 
 def to_mask(image: Image.Image, size: Size) -> Float[np.ndarray, "H W 1"]:
     """1 where the picture is white, 0 where black; resized if need be."""
-    image = _resized(image.convert("L"), size)
+    image = _resized(_eight_bits(image).convert("L"), size)
     return np.asarray(image, np.float32)[..., None] / 255
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits in 8, which `convert` would cut at 255."""
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    grey = np.clip(np.asarray(image, np.float64), 0, 65535)
+    return Image.fromarray(np.rint(grey / 257).astype(np.uint8))
 
 
 def _resized(image: Image.Image, size: Size) -> Image.Image:
