@@ -26,7 +26,7 @@ import sys
 from absl import flags
 
 from diffusion_jax import build, command
-from diffusion_jax.sampling import making, outputs, plans, progress, reports
+from diffusion_jax.sampling import conflicts, making, outputs, plans, progress, reports
 from diffusion_jax.sampling.plans import Plan
 from diffusion_jax.sampling.wanted import MAX_SEED
 from diffusion_jax.types import Params
@@ -129,6 +129,7 @@ def run(chosen: flags.FlagValues) -> None:
     is_run = chosen.workdir is not None
     default = OUT_OF_RUN if is_run else OUT_OF_WEIGHTS
     out = outputs.place(chosen.out or default, chosen.array, of_run=is_run)
+    outputs.check_inputs_kept(out, plan, conflicts.inputs(chosen))
     if not chosen.overwrite:
         outputs.check_not_lost(out, plan)
     make(plan, out, *load(plan))

@@ -130,6 +130,21 @@ def test_a_wrong_file_of_prompts_is_one_line(name, refused):
     assert FILES[name][1] in refused("--from_file", name, prompt=())
 
 
+def test_what_is_read_is_never_written_over(refused):
+    noise = ("--latents", "right.npy", "--overwrite")
+    assert "cat.png is read" in refused(*CAT, "--out", "./cat.png", "--overwrite")
+    assert "right.npy is read" in refused(*noise, "--array", "right.npy")
+    mask = (*CAT, "--mask", "mask.png", "--num_images", 2)
+    assert "mask.png is read" in refused(*mask, "--out", "mask.png")
+
+
+def test_a_picture_or_an_array_of_another_origin_is_not_written_over(refused):
+    for number in (1, 2):
+        words = ("--num_images", number, "--out", "cat.png")
+        assert re.search("made otherwise.*--overwrite", refused(*words))
+    assert "--overwrite" in refused("--array", "right.npy")
+
+
 def test_there_must_be_a_prompt(refused):
     assert "give a --prompt" in refused(prompt=())
     assert "no file of prompts" in refused("--from_file", "none.txt", prompt=())

@@ -30,6 +30,7 @@ EXCLUDES = {
     ("frames", "latents"): "the noise of frames is that of two seeds",
     ("frames", "refiner"): "frames are not handed over",
 }
+INPUTS = ("weights", "refiner", "init_image", "mask", "latents", "from_file")
 FRAMES, HANDOVER = 8, 0.8
 
 
@@ -92,6 +93,13 @@ def _check_values(chosen: flags.FlagValues) -> None:
 
 def interpolates(chosen: flags.FlagValues) -> bool:
     return chosen.frames is not None
+
+
+def inputs(chosen: flags.FlagValues) -> list[pathlib.Path]:
+    """What the flags name to be read, be it a file or not."""
+    names = [chosen[name].value for name in INPUTS]
+    names += [split_lora(word)[0] for word in chosen.lora]
+    return [pathlib.Path(name).expanduser() for name in names if name is not None]
 
 
 def split_lora(word: str) -> tuple[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,17 +90,53 @@ def path_of(out: Out, one: Wanted) -> pathlib.Path:
     return out.directory / f"{one.stem}.png"
 
 
+def check_inputs_kept(out: Out, plan: Plan, inputs: Sequence[pathlib.Path]) -> None:
+    """Raises if a file that is read would be written over, which nobody can want."""
+    inputs = [path for path in inputs if path.is_file()]
+    for path in [*_pictures(out, plan), *([] if out.array is None else [out.array])]:
+        if path.exists() and any(path.samefile(one) for one in inputs):
+            raise build.ConfigError(
+                f"{path} is read, and would be written over: choose another --out or "
+                "--array"
+            )
+
+
 def check_not_lost(out: Out, plan: Plan) -> None:
-    """Raises if a picture that was made otherwise would be written over."""
-    if out.picture is not None or plan.model.facts is not None:
+    """Raises if what was made otherwise would be written over; a run's may be."""
+    if plan.model.facts is not None:
         return
-    for one in plan.images:
-        path = path_of(out, one)
-        if path.exists() and not _is_same(path, flags_of(plan, one)):
+    for path, flags in _pictures(out, plan).items():
+        if path.exists() and not _is_same(path, flags):
             raise build.ConfigError(
                 f"{path} is there and was made otherwise: choose another --out, --seed "
                 "or --first_index, or --overwrite it"
             )
+    if out.array is not None and out.array.exists():  # it tells not how it was made
+        raise build.ConfigError(
+            f"{out.array} is there: choose another --array, or --overwrite it"
+        )
+
+
+def _pictures(out: Out, plan: Plan) -> dict[pathlib.Path, dict[str, Any]]:
+    """Every picture that the plan writes, and the flags of its record."""
+    found = {}
+    if out.picture is None:
+        found = {path_of(out, one): flags_of(plan, one) for one in plan.images}
+    if is_alone(out, plan):
+        found[out.picture] = flags_of(plan, plan.images[0])
+    elif out.picture is not None or out.has_sheet:
+        path = _sheet_path(out)
+        found[path] = _flags_of_sheet(plan, path.name)
+    return found
+
+
+def is_alone(out: Out, plan: Plan) -> bool:
+    """Whether the one picture is the one image, rather than a sheet."""
+    return out.picture is not None and len(plan.images) == 1 and not out.has_sheet
+
+
+def _sheet_path(out: Out) -> pathlib.Path:
+    return out.picture or out.directory / "grid.png"
 
 
 def _is_same(path: pathlib.Path, flags: Mapping[str, Any]) -> bool:
@@ -123,11 +159,11 @@ def finish(out: Out, plan: Plan, made: Made) -> list[pathlib.Path]:
     if out.array is not None:
         np.save(out.array, np.stack(images))
         written.append(out.array)
-    if out.picture is not None and len(plan.images) == 1 and not out.has_sheet:
+    if is_alone(out, plan):
         save(images[0], out.picture, plan, chosen[0])
         written.append(out.picture)
     elif out.picture is not None or out.has_sheet:
-        sheet = out.picture or out.directory / "grid.png"
+        sheet = _sheet_path(out)
         _save_sheet(np.stack(images), sheet, plan, chosen)
         written.append(sheet)
     return written
@@ -146,8 +182,12 @@ def _save_sheet(
     grids.save_png(sheet, path, metadata=_texts_of_sheet(plan, first, path.name))
 
 
+def _flags_of_sheet(plan: Plan, name: str) -> dict[str, Any]:
+    return plan.flags | plan.together | {"out": name}
+
+
 def _texts_of_sheet(plan: Plan, first: Wanted, name: str) -> dict[str, str]:
-    flags = plan.flags | plan.together | {"out": name}
+    flags = _flags_of_sheet(plan, name)
     prompts = list(dict.fromkeys(one.prompt for one in plan.images))
     facts = {}
     if plan.model.facts is not None:
