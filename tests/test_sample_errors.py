@@ -145,6 +145,23 @@ def test_a_picture_or_an_array_of_another_origin_is_not_written_over(refused):
     assert "--overwrite" in refused("--array", "right.npy")
 
 
+def test_a_refiner_that_is_a_file_gets_the_tokenizer(here, refused, monkeypatch):
+    found = published.find("tiny")
+    asked = {}
+
+    def find(name, **where):
+        asked[name] = where.get("tokenizer")
+        return found
+
+    monkeypatch.setattr(published, "find", find)
+    (here / "refiner.safetensors").touch()
+    words = ("--tokenizer", "words", "--handover", 0.001, "--refiner")
+    for name, wanted in {"refiner.safetensors": "words", "tiny": None}.items():
+        assert "a hand-over at" in refused(*words, name, model="main.safetensors")
+        assert asked == {"main.safetensors": "words", name: wanted}
+        asked.clear()
+
+
 def test_there_must_be_a_prompt(refused):
     assert "give a --prompt" in refused(prompt=())
     assert "no file of prompts" in refused("--from_file", "none.txt", prompt=())

@@ -139,7 +139,7 @@ def find_model(chosen: flags.FlagValues, picture: Any) -> Model:
     where = dict(
         variant=chosen.variant,
         ema=chosen.ema,
-        tokenizer=None if chosen.tokenizer is None else path(chosen.tokenizer),
+        tokenizer=_tokenizer(chosen),
         prediction_type=chosen.prediction_type,
     )
     name = path(chosen.weights)
@@ -149,6 +149,10 @@ def find_model(chosen: flags.FlagValues, picture: Any) -> Model:
     choices = _choices(chosen, *sizes)
     reading = dict(weighted=not chosen.no_weighting, max_chunks=chosen.max_chunks)
     return models.of_weights(name, choices, **reading, **where)
+
+
+def _tokenizer(chosen: flags.FlagValues) -> str | None:
+    return None if chosen.tokenizer is None else path(chosen.tokenizer)
 
 
 def _find_run(chosen: flags.FlagValues, own: Any, sizes: tuple) -> Model:
@@ -206,12 +210,15 @@ def _steps(chosen: flags.FlagValues, model: Model) -> tuple[Model, Model | None]
         return model, None
     pipeline = model.pipeline
     height, width = (side * pipeline.factor for side in pipeline.latent_shape[:2])
+    name = path(chosen.refiner)
+    is_file = os.path.isfile(name) or name.endswith(".safetensors")  # here or of a hub
     refiner = models.of_weights(
-        path(chosen.refiner),
+        name,
         _choices(chosen, height, width),
         weighted=not chosen.no_weighting,
         max_chunks=chosen.max_chunks,
         variant=chosen.variant,
+        tokenizer=_tokenizer(chosen) if is_file else None,
     )
     if refiner.pipeline.latent_shape != pipeline.latent_shape:
         shapes = pipeline.latent_shape, refiner.pipeline.latent_shape
