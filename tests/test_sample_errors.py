@@ -7,9 +7,12 @@ import jax
 import numpy as np
 import pytest
 import tiny_model
+from absl import flags
+from ml_collections import ConfigDict
 from PIL import Image
 
-from diffusion_jax import published
+from diffusion_jax import published, sample
+from diffusion_jax.sampling import conflicts, models, plans, trained_runs
 from diffusion_jax.weights import lora, lora_files
 
 CAT = ("--init_image", "cat.png")
@@ -145,6 +148,23 @@ def test_a_picture_or_an_array_of_another_origin_is_not_written_over(refused):
     assert "--overwrite" in refused("--array", "right.npy")
 
 
+def test_a_run_of_published_weights_reads_prompts_as_they_do(here, monkeypatch):
+    config = ConfigDict(dict(sampling={}, text_encoders={}))
+    model = models.of_weights(str(here / "tiny"), published.Choices())
+    monkeypatch.setattr(trained_runs, "read_config", lambda _: config)
+    monkeypatch.setattr(trained_runs, "of_run", lambda *_, **__: model)
+    for words, wanted in {
+        (): (True, None),
+        ("--no_weighting", "--max_chunks", "2"): (False, 2),
+    }.items():
+        chosen = flags.FlagValues()
+        sample.define_flags(chosen)
+        chosen(["sample", "--workdir", "run", "--prompt", "cat", *words])
+        conflicts.check(chosen)
+        found = plans.find_model(chosen, None)
+        assert (found.weighted, found.max_chunks) == wanted
+
+
 def test_a_refiner_that_is_a_file_gets_the_tokenizer(here, refused, monkeypatch):
     found = published.find("tiny")
     asked = {}
@@ -174,8 +194,13 @@ def test_an_inpainting_model_needs_a_picture_and_a_mask(refused):
 
 def test_what_is_for_published_models_is_refused_for_runs(here, monkeypatch):
     monkeypatch.chdir(here)
-    for words in (("--dtype", "float32"), ("--no_weighting",), ("--variant", "fp16")):
+    (here / "run").mkdir()
+    (here / "run" / "config.json").write_text('{"sampling": {}}')
+    for words in (
+        *(("--dtype", "float32"), ("--variant", "fp16")),
+        *(("--no_weighting",), ("--max_chunks", 2)),
+    ):
         with pytest.raises(SystemExit, match=f"{words[0]} is for --weights"):
-            entry_points.sample("--workdir", "runs/x", "--prompt", "cat", *words)
+            entry_points.sample("--workdir", "run", "--prompt", "cat", *words)
     with pytest.raises(SystemExit, match="holds no run"):
         entry_points.sample("--workdir", "tiny", "--prompt", "cat")

@@ -9,11 +9,8 @@ from absl import flags
 
 from diffusion_jax import build
 
-ONLY_WEIGHTS = (
-    *("variant", "ema", "tokenizer", "prediction_type", "dtype", "refiner"),
-    "max_chunks",
-    *("no_weighting",),
-)
+ONLY_WEIGHTS = ("variant", "ema", "tokenizer", "prediction_type", "dtype", "refiner")
+ONLY_PUBLISHED = ("max_chunks", "no_weighting")
 # flag -> the flag without which it means nothing
 NEEDS = {
     "mask": "init_image",
@@ -59,6 +56,15 @@ def check(chosen: flags.FlagValues) -> None:
     elif chosen.step is not None:
         raise build.ConfigError("--step is for --workdir: which checkpoint of a run")
     _check_values(chosen)
+
+
+def check_reading(chosen: flags.FlagValues) -> None:
+    """Raises for flags that a run with text encoders of its own has no use for."""
+    for name in ONLY_PUBLISHED:
+        if _given(chosen, name):
+            raise build.ConfigError(
+                f"--{name} is for --weights, and for runs that began with such"
+            )
 
 
 def _given(chosen: flags.FlagValues, *names: str) -> bool:

@@ -158,6 +158,9 @@ def _tokenizer(chosen: flags.FlagValues) -> str | None:
 def _find_run(chosen: flags.FlagValues, own: Any, sizes: tuple) -> Model:
     workdir = path(chosen.workdir)
     config = trained_runs.read_config(workdir)
+    was_published = "text_encoders" in config
+    if not was_published:
+        conflicts.check_reading(chosen)
     names = ("sampler", "grid", "steps", "guidance")
     config = trained_runs.with_choices(
         config, {name: chosen[name].value for name in names}
@@ -170,7 +173,7 @@ def _find_run(chosen: flags.FlagValues, own: Any, sizes: tuple) -> Model:
     if sizes == own:
         unit = 2 ** (len(config.vae.channels) - 1)
         pictures.check_fits(chosen.init_image, own, unit)
-    return trained_runs.of_run(
+    model = trained_runs.of_run(
         workdir,
         config,
         step=chosen.step,
@@ -179,6 +182,10 @@ def _find_run(chosen: flags.FlagValues, own: Any, sizes: tuple) -> Model:
         clip_skip=chosen.clip_skip or 0,
         tile=chosen.tile,
     )
+    if was_published:
+        weighted = not chosen.no_weighting
+        model = model._replace(weighted=weighted, max_chunks=chosen.max_chunks)
+    return model
 
 
 def _choices(

@@ -75,7 +75,11 @@ def of_run(
     clip_skip: int = 0,
     tile: int | None = None,
 ) -> Model:
-    """The run in `workdir`, sampled as `config` says."""
+    """The run in `workdir`, sampled as `config` says.
+
+    Prompts are read as the model was trained on them, or as a published one reads them.
+    """
+    was_published = "text_encoders" in config
     tokenizer = runs.load_tokenizer(workdir, config)
     pipeline = build.stable_diffusion(config, tokenizer)
     pipeline = dataclasses.replace(
@@ -101,8 +105,8 @@ def of_run(
         load,
         lambda: shapes(pipeline),
         lambda: num_bytes(shapes(pipeline)),
-        weighted=False,
-        max_chunks=1,
+        weighted=was_published,
+        max_chunks=None if was_published else 1,
         facts=facts,
     )
 
