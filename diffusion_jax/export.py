@@ -5,7 +5,7 @@ What was trained here (its averaged parameters):
     python -m diffusion_jax.export --workdir runs/quickstart/ldm --out ldm_for_torch
 
 What was published, in another dtype, with loras merged in, or a single file as a
-directory; by default every number stays as it is stored:
+directory; by default in the dtype in which each part is stored (of several, float32):
 
     python -m diffusion_jax.export --weights model.safetensors --out model \
         --dtype float16 --variant fp16 --lora style.safetensors:0.8
@@ -172,7 +172,7 @@ def without_skipped(
 
 
 def load_published(published: Published, loras: Sequence[str] = ()) -> Params:
-    """Parameters in the dtypes in which they are stored, on the host.
+    """Parameters on the host, in the `stored_dtypes` of their parts.
 
     Each of `loras` is PATH or PATH:SCALE; with any, all is float32.
     """
@@ -201,14 +201,12 @@ def read_loras(
 
 
 def stored_dtypes(published: Published) -> dict[str, np.dtype]:
-    """Of each part, the dtype that most of its numbers have."""
+    """Of each part, the float dtype of its numbers; of several, float32, which holds all."""
     found = {}
     for name, tensors in published.tensors.items():
-        sizes: dict[np.dtype, int] = {}
-        for tensor in tensors.values():
-            size = int(np.prod(tensor.shape, dtype=np.int64))
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + size
-        found[name] = max(sizes, key=sizes.get)
+        dtypes = {np.dtype(tensor.dtype) for tensor in tensors.values()}
+        floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
+        found[name] = floats[0] if len(floats) == 1 else np.dtype(np.float32)
     return found
 
 

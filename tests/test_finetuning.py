@@ -244,6 +244,25 @@ def test_loras_are_read_before_the_model(published_dirs, tmp_path, monkeypatch):
         )
 
 
+@pytest.mark.parametrize(
+    ("few", "many", "expected"),
+    [
+        ("float32", "float16", "float32"),
+        ("float16", "float32", "float32"),
+        ("bfloat16", "float16", "float32"),  # neither holds the other
+        ("int64", "float16", "float16"),
+    ],
+)
+def test_no_number_of_a_part_is_narrowed(few, many, expected, published_dirs):
+    model = published.find(published_dirs["sd1"])
+    part = {
+        "a": np.zeros(1, jnp.dtype(few)),
+        "b": np.zeros(99, jnp.dtype(many)),
+    }
+    found = export.stored_dtypes(model._replace(tensors={"unet": part}))
+    assert found == {"unet": np.dtype(expected)}
+
+
 def test_a_tuned_run_is_written_as_it_was_published(tuned, tmp_path):
     """Export, and what is read back makes the parameters that the run samples with."""
     made, params = export.of_run(str(tuned.workdir))
