@@ -65,6 +65,7 @@ def _define_model(here: dict) -> None:
     flags.DEFINE_integer(
         "tile", None, "Decode in tiles of so many latents.", lower_bound=1, **here
     )
+    truth("sliced", False, "The autoencoder takes one image at a time.", **here)
     text("refiner", None, "The model that takes the last steps.", **here)
     flags.DEFINE_float("handover", None, "After this share of noise; 0.8.", **here)
 

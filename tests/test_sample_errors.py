@@ -182,6 +182,16 @@ def test_a_refiner_that_is_a_file_gets_the_tokenizer(here, refused, monkeypatch)
         asked.clear()
 
 
+def test_an_autoencoder_is_sliced_where_that_is_chosen(here):
+    for words, wanted in {(): False, ("--sliced",): True}.items():
+        chosen = flags.FlagValues()
+        sample.define_flags(chosen)
+        chosen(["sample", "--weights", str(here / "tiny"), "--prompt", "cat", *words])
+        plan = plans.make(chosen)
+        assert plan.model.pipeline.is_sliced is wanted
+        assert plan.flags.get("sliced", False) is wanted
+
+
 def test_there_must_be_a_prompt(refused):
     assert "give a --prompt" in refused(prompt=())
     assert "no file of prompts" in refused("--from_file", "none.txt", prompt=())

@@ -181,6 +181,7 @@ def _find_run(chosen: flags.FlagValues, own: Any, sizes: tuple) -> Model:
         width=sizes[1],
         clip_skip=chosen.clip_skip or 0,
         tile=chosen.tile,
+        is_sliced=chosen.sliced,
     )
     if was_published:
         weighted = not chosen.no_weighting
@@ -203,6 +204,7 @@ def _choices(
         clip_skip=chosen.clip_skip,
         dtype=chosen.dtype,
         tile=chosen.tile,
+        sliced=chosen.sliced,
     )
     given = {name: value for name, value in given.items() if value is not None}
     return published.Choices(**given)
@@ -343,7 +345,7 @@ SHARED = (
     *("sampler", "grid"),
     *("guidance_rescale", "guidance_interval", "init_image", "mask", "clip_skip"),
     *("dtype", "tile", "refiner", "to_prompt", "to_seed", "latents", "max_chunks"),
-    "no_weighting",
+    *("no_weighting", "sliced"),
 )
 
 

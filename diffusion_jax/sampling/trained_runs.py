@@ -74,6 +74,7 @@ def of_run(
     width: int | None = None,
     clip_skip: int = 0,
     tile: int | None = None,
+    is_sliced: bool = False,
 ) -> Model:
     """The run in `workdir`, sampled as `config` says.
 
@@ -87,6 +88,7 @@ def of_run(
         latent_shape=_latent_shape(pipeline, height, width),
         text=text.skipping(pipeline.text, clip_skip) if clip_skip else pipeline.text,
         tile=tile,
+        is_sliced=is_sliced,
     )
     load_run = functools.cache(lambda: runs.load(workdir, step=step))
 
