@@ -168,7 +168,8 @@ def make(
         ):
             tell.end()
             for one, image in zip(batch, images):
-                made[one.position] = image
+                if out.has_several:
+                    made[one.position] = image
                 if out.picture is None:
                     outputs.save(image, outputs.path_of(out, one), plan, one)
                     print(outputs.path_of(out, one), flush=True)

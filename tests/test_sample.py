@@ -18,6 +18,7 @@ from PIL import Image
 from diffusion_jax import sample
 from diffusion_jax.evaluation import grids
 from diffusion_jax.sampling import records
+from diffusion_jax.sampling.plans import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 FAST = ("--sampler", "ddim", "--steps", 2, "--guidance", 2)
@@ -222,6 +223,25 @@ def test_what_was_made_before_an_interrupt_is_kept(make, tmp_path, monkeypatch, 
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000-seed0.png"]
     assert np.load(tmp_path / "images.npy").shape == (1, 16, 16, 3)
     assert capsys.readouterr().err.count("compiling") == 1
+
+
+def test_images_are_kept_in_memory_only_for_what_holds_several(
+    model, tmp_path, monkeypatch
+):
+    plans, kept = sample.plans, []
+    image = np.zeros((2, 2, 3), np.float32)
+    monkeypatch.setattr(sample.outputs, "save", lambda *_: None)
+    monkeypatch.setattr(sample.outputs, "finish", lambda *args: kept.append(args) or [])
+    one = plans.Wanted("cat", "", 0, 1.0, 0, 0)
+    batches = [([one], [image])]
+    monkeypatch.setattr(sample.making, "maker", lambda *_, **__: lambda *_: batches)
+    found = plans.models.of_weights(str(model), plans.published.Choices())
+    start = plans.Start()
+    plan = Plan(found, None, [one], start, None, 1, [], [], "ddim", {}, {})
+    for array, num_kept in ((None, 0), (str(tmp_path / "images.npy"), 1)):
+        out = sample.outputs.place(str(tmp_path), array, of_run=False)
+        sample.make(plan, out, {}, None)
+        assert len(kept) == num_kept
 
 
 def test_a_picture_made_otherwise_is_not_written_over(gallery, make):

@@ -30,6 +30,11 @@ class Out(NamedTuple):
     array: pathlib.Path | None
     has_sheet: bool  # a run's directory also gets all images on one sheet
 
+    @property
+    def has_several(self) -> bool:
+        """Whether something holds all images, which are then kept in memory."""
+        return self.has_sheet or self.picture is not None or self.array is not None
+
 
 def place(out: str, array: str | None, *, of_run: bool) -> Out:
     """Raises where nothing can be written."""
