@@ -10,6 +10,7 @@ import sys
 
 import compile_cache
 import entry_points
+import jax
 import numpy as np
 import pytest
 import tiny_model
@@ -109,6 +110,17 @@ def test_devices_do_not_change_an_image(gallery, model, tmp_path):
     subprocess.run(command, env=os.environ | flags, check=True, timeout=250)
     made = np.load(tmp_path / "images.npy")
     np.testing.assert_allclose(made, gallery[1], atol=1e-4)
+
+
+def test_parameters_on_all_devices_stay_where_they_are():
+    placed = sample.making.on_all_devices({"kernel": np.ones(3, np.float32)})
+    kernel, again = (
+        made["kernel"] for made in (placed, sample.making.on_all_devices(placed))
+    )
+    assert kernel.sharding.device_set == set(jax.devices())
+    for here, there in zip(kernel.addressable_shards, again.addressable_shards):
+        pointers = (each.data.unsafe_buffer_pointer() for each in (here, there))
+        assert len(set(pointers)) == 1
 
 
 def test_given_noise_in_either_layout_is_what_sampling_starts_from(make, tmp_path):
