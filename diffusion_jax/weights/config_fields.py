@@ -19,6 +19,7 @@ class Field(NamedTuple):
     note: str  # what it decides here, or why it has no effect
     accepted: tuple | None = None  # the values that are not refused; None: any
     is_honoured: bool = True
+    also: tuple[type, ...] = ()  # types of values beside that of the default
 
     @property
     def status(self) -> str:
@@ -28,9 +29,9 @@ class Field(NamedTuple):
         return "honoured" if self.is_honoured else "no effect"
 
 
-def honoured(default: Any, note: str) -> Field:
-    """A field that decides something here."""
-    return Field(default, note)
+def honoured(default: Any, note: str, *, also: tuple[type, ...] = ()) -> Field:
+    """A field that decides something here; with a default, it is of the same type."""
+    return Field(default, note, also=also)
 
 
 def only(*accepted: Any, note: str = "") -> Field:
@@ -58,6 +59,14 @@ OF_DIFFUSERS = {
 }
 
 
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+}
+
+
 class Refused(ValueError):
     """A config that is not supported; `problems` says why, one by one."""
 
@@ -75,6 +84,9 @@ def read(
     problems = [f"unknown field {name}" for name in config if name not in table]
     for name, field in table.items():
         value = fields[name]
+        if field.is_honoured and field.accepted is None and not _fits(value, field):
+            problems.append(f"{name} = {_json(value)} (only {_kind(field)})")
+            fields[name] = field.default  # for what is read after it
         if field.accepted is None or value in field.accepted:
             continue
         choices = ", ".join(map(_json, field.accepted))
@@ -82,6 +94,33 @@ def read(
             f"{name} = {_json(value)} (only {choices}) {field.note}".strip()
         )
     return fields, problems
+
+
+def _fits(value: Any, field: Field) -> bool:
+    """Whether a value is of the type of a default, or of the others of its field."""
+    default = field.default
+    if default is None or (value is None and type(None) in field.also):
+        return True
+    if isinstance(default, tuple) or (isinstance(value, tuple) and tuple in field.also):
+        first = default[0] if isinstance(default, tuple) else default
+        is_list = isinstance(value, tuple) and len(value) > 0
+        return is_list and all(_is_like(entry, first) for entry in value)
+    return _is_like(value, default)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    kinds = int | float if isinstance(default, float) else type(default)
+    return isinstance(value, kinds)
+
+
+def _kind(field: Field) -> str:
+    default = field.default
+    if isinstance(default, tuple):
+        return f"a list such as {_json(default)}"
+    others = " or a list of such" if tuple in field.also else ""
+    return f"{_KINDS[type(default)]}{others}"
 
 
 def _frozen(value: Any) -> Any:

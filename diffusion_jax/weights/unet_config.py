@@ -38,14 +38,18 @@ TABLE: dict[str, Field] = {
         ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, "attention; must mirror the downs"
     ),
     "block_out_channels": honoured((320, 640, 1280, 1280), "channels"),
-    "layers_per_block": honoured(2, "blocks_per_level"),
-    "attention_head_dim": honoured(8, "num_heads, as in diffusers, despite its name"),
+    "layers_per_block": honoured(2, "blocks_per_level", also=(tuple,)),
+    "attention_head_dim": honoured(
+        8, "num_heads, as in diffusers, despite its name", also=(tuple,)
+    ),
     "num_attention_heads": only(None, note="(diffusers refuses it, too)"),
-    "transformer_layers_per_block": honoured(1, "transformer_depth"),
+    "transformer_layers_per_block": honoured(1, "transformer_depth", also=(tuple,)),
     "reverse_transformer_layers_per_block": only(None),
-    "cross_attention_dim": honoured(1280, "must be the text encoders' width"),
-    "use_linear_projection": honoured(False, "linear_projection"),
-    "upcast_attention": honoured(False, "upcast_attention"),
+    "cross_attention_dim": honoured(
+        1280, "must be the text encoders' width", also=(tuple,)
+    ),
+    "use_linear_projection": honoured(False, "linear_projection", also=(type(None),)),
+    "upcast_attention": honoured(False, "upcast_attention", also=(type(None),)),
     "resnet_time_scale_shift": honoured("default", "time_modulation"),
     "norm_num_groups": honoured(32, "norm_groups"),
     "norm_eps": honoured(1e-5, "norm_eps"),
@@ -114,8 +118,6 @@ def read(config: Mapping[str, Any], *, latent_channels: int = 4) -> Read:
         choices = ", ".join(TIME_MODULATION)
         problems.append(f"resnet_time_scale_shift = {modulation} (only {choices})")
     fields["time_modulation"] = TIME_MODULATION.get(modulation)
-    if given["norm_num_groups"] is None:
-        problems.append("norm_num_groups = null (no last norm)")
     vector_width, size_id_width = _hears(given, problems)
     if vector_width is not None:
         fields["vector"] = "add_embedding"

@@ -1,5 +1,6 @@
 """Every field of a model's config is honoured, refused by name, or known to do nothing."""
 
+import json
 import math
 
 import jax
@@ -106,6 +107,33 @@ def test_a_value_that_we_have_not_is_refused_by_name(kind, name):
     reader, config = READERS[kind]
     reader.read(config)
     assert f"{name} " in message(reader, config | {name: REFUSED[kind][name]})
+
+
+@pytest.mark.parametrize(
+    "kind, name, value",
+    [
+        *(("unet", name, None) for name in ("norm_eps", "block_out_channels")),
+        *(("unet", "norm_eps", value) for value in ("1e-5", [1e-5], True)),
+        *(("unet", "block_out_channels", value) for value in (320, [], [320, "x"])),
+        *(("unet", "down_block_types", value) for value in ("DownBlock2D", None)),
+        *(("unet", "attention_head_dim", value) for value in (None, 8.0, [])),
+        *(("unet", "cross_attention_dim", value) for value in (None, [])),
+        *(("vae", name, None) for name in ("scaling_factor", "norm_num_groups")),
+        ("vae", "use_quant_conv", "no"),
+        *(("text", name, None) for name in ("hidden_size", "layer_norm_eps")),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(kind, name, value):
+    reader, config = READERS[kind]
+    assert f"{name} = {json.dumps(value)}" in message(reader, config | {name: value})
+
+
+def test_a_whole_number_is_a_number_and_null_is_no():
+    """Configs that diffusers converted say null where they mean false."""
+    reader, config = READERS["unet"]
+    changed = dict(norm_eps=1, dropout=0, upcast_attention=None)
+    fields = reader.read(config | changed).fields
+    assert fields["norm_eps"] == 1.0 and fields["upcast_attention"] is False
 
 
 @pytest.mark.parametrize("kind", READERS)
