@@ -69,7 +69,9 @@ def choose(
         chosen = [n for n in names if n == inner or n.startswith(f"{inner}/")]
         if not chosen:
             raise FileNotFoundError(f"{repo} has no {inner}")
-        return chosen
+        if inner in names:
+            return chosen
+        return _choose_below(repo, chosen, inner, variant)
     if directory.INDEX not in names:
         chosen = [name for name in names if name in TOKENIZER_FILES]
         if chosen:
@@ -93,6 +95,26 @@ def choose(
     return wanted
 
 
+def _choose_below(
+    repo: str, names: list[str], inner: str, variant: str | None
+) -> list[str]:
+    """Of the files of a directory in a repository: a model, a module or a tokenizer."""
+    start = f"{inner}/"
+    below = [name.removeprefix(start) for name in names]
+    if directory.INDEX in below or any(name in TOKENIZER_FILES[:3] for name in below):
+        chosen = choose(f"{repo}/{inner}", below, "", variant)
+    else:
+        files = [name for name in below if "/" not in name]
+        plain = [n for n in files if n.endswith((".json", ".txt"))]
+        chosen = [name for name in plain if ".index." not in name]
+        if tensors.variants(files) or "config.json" in files:
+            own = variant if variant in tensors.variants(files) else None
+            chosen += weight_files(files, own, f"{repo}/{inner}")
+    if not chosen:
+        raise FileNotFoundError(f"{repo}/{inner} has nothing that is read")
+    return [start + name for name in chosen]
+
+
 def weight_files(names: Iterable[str], variant: str | None, where: str) -> list[str]:
     """The file of a module's weights, or the index and all shards that it can name."""
     names = list(names)
@@ -110,6 +132,8 @@ def check_complete(root: pathlib.Path, inner: str, variant: str | None) -> None:
     if inner:
         if not (root / inner).exists():
             raise FileNotFoundError(f"{inner} is not there")
+        if (root / inner / directory.INDEX).is_file():
+            check_complete(root / inner, "", variant)
         return
     if not (root / directory.INDEX).is_file():
         if any((root / name).is_file() for name in ("vocab.json", "tokenizer.json")):
@@ -118,6 +142,13 @@ def check_complete(root: pathlib.Path, inner: str, variant: str | None) -> None:
     parts = directory.components(root, directory.read_index(root))
     modules = [name for name in parts if name in MODULES]
     directory.open_tensors(root, modules, variant)
+    wanted = [("scheduler", (directory.SCHEDULER_CONFIG,))]
+    wanted += [(n, ("vocab.json", "merges.txt")) for n in parts if "tokenizer" in n]
+    for name, files in wanted:
+        whole = name != "scheduler" and (root / name / "tokenizer.json").is_file()
+        missing = [f for f in files if not (root / name / f).is_file()]
+        if missing and not whole:
+            raise FileNotFoundError(f"{name}/ lacks {', '.join(missing)}")
 
 
 def _snapshot(repo: str) -> pathlib.Path | None:

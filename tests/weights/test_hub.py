@@ -54,6 +54,8 @@ def fill(cache, repo="org/name"):
     for name in ("tokenizer", "scheduler"):
         (snapshot / name).mkdir()
         (snapshot / name / f"{name}_config.json").write_text("{}")
+    for name in ("vocab.json", "merges.txt"):
+        (snapshot / "tokenizer" / name).write_text("{}")
     writing.write_json(
         snapshot / "model_index.json", index_of({"text_encoder": TINY_TEXT})
     )
@@ -110,13 +112,24 @@ def test_a_model_that_is_not_cached_says_how_to_get_it(cache):
 
 
 @pytest.mark.parametrize(
-    "file", ["unet/diffusion_pytorch_model.safetensors", "model_index.json", "vae"]
+    "file",
+    [
+        *("unet/diffusion_pytorch_model.safetensors", "model_index.json", "vae"),
+        *("scheduler/scheduler_config.json", "tokenizer/vocab.json"),
+        "tokenizer/merges.txt",
+    ],
 )
 def test_half_a_model_in_the_cache_is_not_a_model(cache, file):
     path = fill(cache) / file
     path.rename(path.with_name("away"))
     text = missing("org/name")
     assert "hf download" in text and file.split("/")[0] in text
+
+
+def test_a_tokenizer_in_one_file_is_whole(cache):
+    tokenizer = fill(cache) / "tokenizer"
+    (tokenizer / "vocab.json").rename(tokenizer / "tokenizer.json")
+    assert hub.find("org/name") == tokenizer.parent
 
 
 def test_half_the_shards_in_the_cache_are_not_a_model(cache):
@@ -205,6 +218,20 @@ def test_one_file_of_a_repository_is_downloaded_alone(cache, monkeypatch):
     assert (found, asked) == (cache / file, [file])
     with pytest.raises(FileNotFoundError, match="org/name has no v2.safetensors"):
         download(monkeypatch, cache, OTHERS, name="org/name/v2.safetensors")
+
+
+def test_of_a_directory_of_a_repository_only_what_is_read_is_downloaded(
+    cache, monkeypatch
+):
+    names = names_of(fill(cache))
+    half = [n.replace(".safetensors", ".fp16.safetensors") for n in names]
+    everything = {f"v2/{name}" for name in (*names, *half, *OTHERS)} | set(OTHERS)
+    found, asked = download(monkeypatch, cache, everything, name="org/name/v2")
+    assert (found, asked) == (cache / "v2", sorted(f"v2/{name}" for name in names))
+    for module in ("unet", "tokenizer", "scheduler"):
+        name = f"org/name/v2/{module}"
+        _, asked = download(monkeypatch, cache, everything, name=name)
+        assert asked == sorted(f"v2/{n}" for n in names if n.startswith(f"{module}/"))
 
 
 def test_a_tokenizer_is_downloaded_without_the_model(cache, monkeypatch):
