@@ -300,7 +300,7 @@ def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
     """The free text of a safetensors file's header."""
     with pathlib.Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)).get("__metadata__", {})
+        return json.loads(file.read(length)).get("__metadata__") or {}
 
 
 # ---- errors -------------------------------------------------------------------------

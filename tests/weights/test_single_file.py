@@ -1,5 +1,7 @@
 """What a single-file checkpoint may hold, and what is refused in one line."""
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -317,6 +319,13 @@ def test_what_the_network_predicts_is_given_said_or_usual(tmp_path):
         single_file.read(path, scheduler=given, prediction_type=eps)
     with pytest.raises(ValueError, match="'eps'; one of"):
         single_file.read(path, prediction_type="eps")
+
+
+def test_metadata_that_is_null_says_nothing(tmp_path):
+    path = tmp_path / "null.safetensors"
+    header = json.dumps({"__metadata__": None}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert single_file.read_metadata(path) == {}
 
 
 def test_fields_that_shapes_do_not_tell_may_be_given(tmp_path):
