@@ -208,6 +208,11 @@ def choose(names: Iterable[str], variant: str | None, where: Any) -> str:
         wanted = f"of variant {variant!r}" if variant else "without a variant"
         raise ValueError(f"{where} has no weights {wanted}; choose {', '.join(said)}")
     pickles = sorted(name for name in names if name.endswith(PICKLE_ENDINGS))
+    if any(re.search(r"-\d+-of-\d+", name) for name in pickles):
+        raise ValueError(
+            f"{where} has only pickles in shards ({shown(pickles)}), which are not "
+            f"converted together; load and save it in torch with safe_serialization"
+        )
     if pickles:
         source = pathlib.Path(str(where), pickles[0])
         target = source.with_name(target_name(pickles[0]))

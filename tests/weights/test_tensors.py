@@ -245,6 +245,15 @@ def test_only_pickles_name_the_command_that_makes_them_safe(tmp_path, pickle, ta
     assert_two(read_all(tmp_path))
 
 
+def test_pickles_in_shards_are_not_said_to_be_converted_one_by_one(tmp_path):
+    for i in (1, 2):
+        (tmp_path / f"{STEM}-0000{i}-of-00002.bin").write_bytes(b"PK")
+    (tmp_path / f"{STEM}.bin.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="pickles in shards") as error:
+        tensors.open_component(tmp_path)
+    assert "convert_pickle" not in message_of(error)
+
+
 def test_a_directory_without_weights_says_what_it_has(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(
