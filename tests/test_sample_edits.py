@@ -12,6 +12,8 @@ from test_sample import FAST, check_made_again, pixels_of
 from diffusion_jax.sampling import pictures
 from diffusion_jax.weights import lora, lora_files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):

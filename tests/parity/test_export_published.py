@@ -22,6 +22,7 @@ from diffusion_jax.weights import (
     writing_directory,
 )
 
+pytestmark = pytest.mark.slow
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PREFIXES = {
     "sd1": {"text_encoder": "cond_stage_model.transformer."},
