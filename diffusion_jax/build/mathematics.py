@@ -22,7 +22,7 @@ from diffusion_jax.diffusion import (
 from diffusion_jax.diffusion.denoiser import CLIPPINGS
 from diffusion_jax.diffusion.guidance_scales import CURVES
 from diffusion_jax.diffusion.process import Real
-from diffusion_jax.tasks import latent_diffusion
+from diffusion_jax.tasks.objective import Objective
 
 
 def schedule(spec: Spec) -> schedules.Schedule:
@@ -32,8 +32,8 @@ def schedule(spec: Spec) -> schedules.Schedule:
     return choose("schedule", schedules.SCHEDULES, options)()
 
 
-def objective(config: ConfigDict) -> latent_diffusion.Objective:
-    made = latent_diffusion.Objective(
+def objective(config: ConfigDict) -> Objective:
+    made = Objective(
         schedule(config.schedule),
         parameterizer(config.parameterization),
         choose("weighting", weightings.WEIGHTINGS, config.weighting),

@@ -15,27 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.diffusion import (
-    losses,
-    parameterization,
-    schedules,
-    time_samplers,
-    weightings,
-)
 from diffusion_jax.models import layers
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.text import TextEncoders
+from diffusion_jax.tasks.objective import Objective
 from diffusion_jax.types import Batch, Conditioning, Key, Metrics, Params, Prompt, Task
-
-
-class Objective(NamedTuple):
-    """What the network is trained to predict, at which times, with which loss."""
-
-    schedule: schedules.Schedule
-    parameterization: parameterization.Parameterization
-    weighting: weightings.Weighting
-    sample_times: time_samplers.TimeSampler
-    loss: losses.Loss = losses.diffusion_loss
 
 
 class Towers(NamedTuple):
