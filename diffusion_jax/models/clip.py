@@ -309,6 +309,25 @@ class CLIPVision(nn.Module):
         return hidden.astype(jnp.float32), pooled.astype(jnp.float32)
 
 
+class ProjectedVision(nn.Module):
+    """Images, normalised as CLIP's are, -> projected embeddings of any norm."""
+
+    vision_model: CLIPVision
+    projection_dim: int = 768
+
+    def setup(self) -> None:
+        self.visual_projection = nn.Dense(
+            self.projection_dim,
+            use_bias=False,
+            kernel_init=nn.initializers.normal(self.vision_model.width**-0.5),
+            dtype=self.vision_model.dtype,
+        )
+
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B P"]:
+        _, pooled = self.vision_model(images)
+        return self.visual_projection(pooled).astype(jnp.float32)
+
+
 class CLIP(nn.Module):
     """Both towers, their projections to one space, and the learned temperature."""
 
