@@ -141,14 +141,16 @@ def two_scale(
     scale: Scale,
     *,
     image_scale: Scale = 1.5,
+    image: Conditioning | None = None,
     rescale: Rescale | None = None,
 ) -> Denoiser:
     """Guidance by an image and by a text (Brooks et al., 2022, eq. 3; arXiv:2211.09800).
 
-    null + image_scale * (image - null) + scale * (cond - image), where `image` is
-    `null` with the image of `cond`. The network runs once, on the tripled batch.
+    null + image_scale * (image - null) + scale * (cond - image), where `image`, unless
+    given, is `null` with the image of `cond`. The network runs once, on the tripled
+    batch; a learned variance is that of `cond`.
     """
-    image = null._replace(image=cond.image)
+    image = null._replace(image=cond.image) if image is None else image
 
     def guided(x: Float[Array, "B *d"], level: NoiseLevel) -> Prediction:
         preds = _predictions(denoise, (cond, image, null), x, level)
