@@ -79,8 +79,12 @@ def hears_pooled(config: ConfigDict) -> bool:
 
 
 def unet(config: ConfigDict) -> UNet:
-    """Its output has twice the channels of the latents if it learns a variance too."""
-    channels = config.vae.latent_channels * (2 if learns_variance(config) else 1)
+    """Of latents, or without an autoencoder of pixels.
+
+    Its output has twice their channels if it learns a variance too.
+    """
+    channels = config.vae.latent_channels if "vae" in config else 3
+    channels *= 2 if learns_variance(config) else 1
     out = functools.partial(UNet, out_channels=channels)
     return construct("unet", out, config.unet)
 

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 
 from diffusion_jax.data import records
 
+Pixels = Float[np.ndarray, "H W C"]
+
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 MAX_PIXELS = 2**26  # 8192 x 8192; more is taken for a decompression bomb
 CROPS = ("center", "random")
@@ -87,3 +89,23 @@ def to_float(image: UInt8[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
 def to_uint8(image: Float[np.ndarray, "*n"]) -> UInt8[np.ndarray, "*n"]:
     """The nearest of 0..255; inverts `to_float`, and clips what lies outside."""
     return np.round(255 * (np.clip(image, -1, 1) + 1) / 2).astype(np.uint8)
+
+
+def resize(
+    image: Pixels,
+    size: tuple[int, int],
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Pixels:
+    """To (height, width), antialiased and unrounded; bicubic results may overshoot.
+
+    Of a `box` (left, top, right, bottom) alone, as it is in the resized whole: at its
+    border the pixels around it count too.
+    """
+    channels = np.moveaxis(np.ascontiguousarray(image, np.float32), -1, 0)
+    resized = [
+        Image.fromarray(channel).resize(size[::-1], resample, box)
+        for channel in np.ascontiguousarray(channels)
+    ]
+    return np.stack(resized, axis=-1)
