@@ -224,6 +224,9 @@ class Dalle2:
         caption beside it.
         """
         decoder = self.decoder
+        is_plain = decoder.guide is guidance.classifier_free and decoder.guidance == 1
+        if is_plain and scale is None and image_scale is None:
+            heard = Heard(heard.cond)
         if heard.null is not None and heard.image is not None:
             image = stages.remember(decoder, params["decoder"], heard.image)
             decoder = two_way(decoder, image, image_scale)
