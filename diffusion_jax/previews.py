@@ -11,9 +11,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, runs
+from diffusion_jax.build import upsampler as build_upsampler
 from diffusion_jax.data import batches, captions
 from diffusion_jax.data import prompts as texts
-from diffusion_jax.evaluation import grids, reconstruction, retrieval
+from diffusion_jax.evaluation import grids, reconstruction, retrieval, upsampling
 from diffusion_jax.pipelines import batched
 from diffusion_jax.tasks import clip as clip_task
 from diffusion_jax.training.loop import OnSample
@@ -52,6 +53,7 @@ def make_on_sample(
         "clip": _clip_hook,
         "autoencoder": _autoencoder_hook,
         "latent_diffusion": _latent_diffusion_hook,
+        "upsampler": _upsampler_hook,
     }
     return makers[config.task.name](config, workdir / runs.SAMPLES, tokenizer)
 
@@ -107,5 +109,26 @@ def _latent_diffusion_hook(config, directory, tokenizer) -> OnSample:
         images = np.concatenate(list(generate(params, prompt, negative)))
         picture = grids.captioned_grid(images, prompts, columns=min(4, len(prompts)))
         return {"samples": _show(picture, directory, step)}
+
+    return on_sample
+
+
+def _upsampler_hook(config, directory, tokenizer) -> OnSample:
+    upsample = jax.jit(build_upsampler.upsampler(config))
+    batch, _ = first_examples(config, tokenizer, config.data.eval_split, NUM_SHOWN)
+    originals = batch["image"]
+    low_res = upsampling.bicubic(originals, config.upsampler.low_size)
+    keys = jax.random.split(jax.random.key(0), len(originals))
+
+    def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:
+        upsampled = upsample(state.ema_params, keys, low_res)
+        found = upsampling.compare(originals, low_res, upsampled)
+        smooth = upsampling.bicubic(low_res, config.data.image_size)
+        rows = {"original": originals, "upsampled": upsampled, "bicubic": smooth}
+        return {
+            "eval_psnr": np.float32(found.upsampled.psnr),
+            "eval_psnr_bicubic": np.float32(found.bicubic.psnr),
+            "upsampled": _show(grids.labelled_rows(rows), directory, step),
+        }
 
     return on_sample

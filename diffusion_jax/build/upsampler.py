@@ -9,10 +9,11 @@ import functools
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.build import networks
+from diffusion_jax.build import networks, pipelines
 from diffusion_jax.build.choices import ConfigError, choose, construct
 from diffusion_jax.build.mathematics import objective
 from diffusion_jax.data import batches, captions, degradation, upsampling
+from diffusion_jax.pipelines.dalle2 import Upsampler
 from diffusion_jax.tasks import upsampler as upsampler_task
 from diffusion_jax.types import Params, Task
 
@@ -29,18 +30,14 @@ def crop_side(config: ConfigDict) -> int:
         raise ConfigError(f"upsampler: {error}") from error
 
 
-def pairs(config: ConfigDict, *, is_whole: bool = False) -> batches.Example:
-    """Records -> what the task trains on; `is_whole`: whole images, not degraded."""
+def pairs(config: ConfigDict) -> batches.Example:
+    """Records -> what the task trains on."""
     options = dict(config.upsampler)
-    degrade = choose(
-        "degradation", degradation.DEGRADATIONS, options.pop("degradation")
-    )
-    if is_whole:
-        degrade, options["crop_fraction"] = degradation.none, 1.0
+    spec = options.pop("degradation")
     data = config.data
     make = functools.partial(
         upsampling.upsampling_example,
-        degrade,
+        choose("degradation", degradation.DEGRADATIONS, spec),
         image_size=data.image_size,
         crop=data.crop,
         flip=data.flip,
@@ -59,6 +56,11 @@ def task(
     return upsampler_task.upsampler(
         networks.unet(config), objective(config), size=crop_side(config)
     )
+
+
+def upsampler(config: ConfigDict, name: str = "upsampler") -> Upsampler:
+    """What the task trained, as a pipeline's stage whose weights are params[name]."""
+    return Upsampler(pipelines.stage(config), config.data.image_size, name)
 
 
 def check(config: ConfigDict) -> None:
