@@ -6,7 +6,7 @@ model_index.json  unet/  vae/  text_encoder[_2]/  tokenizer[_2]/  scheduler/
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from diffusion_jax.weights import (
@@ -61,7 +61,9 @@ def read(directory: str | pathlib.Path, *, variant: str | None = None) -> Publis
     parts = components(directory, index)
     is_xl = index["_class_name"] in XL
     configs = {
-        name: _config(directory, name, kind)
+        name: config_of(
+            directory, name, kind, text_config.wrong_class if name in TEXTS else None
+        )
         for name, kind in parts.items()
         if name in ("unet", "vae", *TEXTS)
     }
@@ -94,8 +96,10 @@ def read(directory: str | pathlib.Path, *, variant: str | None = None) -> Publis
 # ---- model_index.json ---------------------------------------------------------------
 
 
-def read_index(directory: pathlib.Path) -> dict[str, Any]:
-    """What model_index.json says, if it is of a pipeline that we have."""
+def read_index(
+    directory: pathlib.Path, kinds: Sequence[str] = PLAIN + XL
+) -> dict[str, Any]:
+    """What model_index.json says, if it is of one of these pipelines."""
     if not directory.is_dir():
         raise FileNotFoundError(f"no directory {directory}")
     if not (directory / INDEX).is_file():
@@ -106,27 +110,19 @@ def read_index(directory: pathlib.Path) -> dict[str, Any]:
         )
     index = config_fields.read_json(directory / INDEX)
     kind = index.get("_class_name")
-    if kind not in PLAIN + XL:
+    if kind not in kinds:
         raise ValueError(
             f"{directory / INDEX} is of a {kind}, which is not supported; "
-            f"one of {', '.join(PLAIN + XL)}"
+            f"one of {', '.join(kinds)}"
         )
     return index
 
 
 def components(directory: pathlib.Path, index: Mapping[str, Any]) -> dict[str, str]:
     """Module -> its class, of those that are read; each must be there."""
-    parts, problems = {}, []
-    for name, value in index.items():
-        if name.startswith("_") or name in (*IGNORED, *OPTIONS):
-            continue
-        if name not in (*CLASSES, "scheduler"):
-            problems.append(f"{name} is not known")
-        elif isinstance(value, list) and len(value) == 2 and value[1] is not None:
-            parts[name] = str(value[1])
-    for name, kind in parts.items():
-        if kind not in CLASSES.get(name, (kind,)):
-            problems.append(f"{name} is a {kind} (only {' or '.join(CLASSES[name])})")
+    parts, problems = listed(
+        index, CLASSES, others=("scheduler",), ignored=(*IGNORED, *OPTIONS)
+    )
     is_xl = index["_class_name"] in XL
     wanted = ["unet", "vae", "scheduler", "text_encoder_2" if is_xl else "text_encoder"]
     wanted += [
@@ -135,24 +131,65 @@ def components(directory: pathlib.Path, index: Mapping[str, Any]) -> dict[str, s
     problems += [f"{name} is not given" for name in wanted if name not in parts]
     if not is_xl and "text_encoder_2" in parts:
         problems.append("text_encoder_2 is of XL")
+    check_there(directory, parts, problems)
+    return parts
+
+
+def listed(
+    index: Mapping[str, Any],
+    classes: Mapping[str, Sequence[str]],
+    *,
+    others: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+) -> tuple[dict[str, str], list[str]]:
+    """Module -> its class, of those that are not null, and what is wrong with them.
+
+    Modules of `others` may be of any class.
+    """
+    parts, problems = {}, []
+    for name, value in index.items():
+        if name.startswith("_") or name in ignored:
+            continue
+        if name not in (*classes, *others):
+            problems.append(f"{name} is not known")
+        elif isinstance(value, list) and len(value) == 2 and value[1] is not None:
+            parts[name] = str(value[1])
+    for name, kind in parts.items():
+        if kind not in classes.get(name, (kind,)):
+            problems.append(f"{name} is a {kind} (only {' or '.join(classes[name])})")
+    return parts, problems
+
+
+def check_there(
+    directory: pathlib.Path, parts: Iterable[str], problems: Sequence[str]
+) -> None:
+    """Raises if there are problems or directories of parts are missing."""
     if problems:
         raise ValueError(f"{directory / INDEX}: {'; '.join(problems)}")
     missing = [name for name in parts if not (directory / name).is_dir()]
     if missing:
-        listed = ", ".join(f"{name}/" for name in missing)
-        raise FileNotFoundError(f"{directory} lacks {listed}, which its {INDEX} names")
-    return parts
+        shown = ", ".join(f"{name}/" for name in missing)
+        raise FileNotFoundError(f"{directory} lacks {shown}, which its {INDEX} names")
 
 
 # ---- configs ------------------------------------------------------------------------
 
 
-def _config(directory: pathlib.Path, name: str, kind: str) -> dict[str, Any]:
+def config_of(
+    directory: pathlib.Path,
+    name: str,
+    kind: str,
+    wrong_class: Callable[[Mapping[str, Any]], list[str]] | None = None,
+) -> dict[str, Any]:
+    """A module's config.json, if it is of that class.
+
+    `wrong_class` says what else it is of, where that is more than comparing names.
+    """
     path = directory / name / CONFIG
     config = config_fields.read_json(path)
     found = config.get("_class_name", kind)
-    if name in TEXTS:
-        found = (text_config.wrong_class(config) or [kind])[0]
+    if wrong_class is not None:
+        found = (wrong_class(config) or [kind])[0]
     elif "model_type" in config:
         found = config["model_type"]
     if found != kind:
@@ -165,9 +202,9 @@ def _read_configs(
 ) -> tuple[autoencoder_config.Read, unet_config.Read, dict[str, dict[str, Any]]]:
     """What they say; all that is refused in any of them is one error."""
     problems: list[str] = []
-    vae = _try(directory, "vae", problems, autoencoder_config.read, configs["vae"])
+    vae = attempt(directory, "vae", problems, autoencoder_config.read, configs["vae"])
     latent_channels = vae.fields["latent_channels"] if vae else 4
-    unet = _try(
+    unet = attempt(
         directory,
         "unet",
         problems,
@@ -176,7 +213,7 @@ def _read_configs(
         latent_channels=latent_channels,
     )
     texts = {
-        name: _try(
+        name: attempt(
             directory,
             name,
             problems,
@@ -192,7 +229,7 @@ def _read_configs(
     return vae, unet, texts
 
 
-def _try(
+def attempt(
     directory: pathlib.Path, name: str, problems: list[str], read: Any, *args, **options
 ) -> Any:
     """What `read` makes of a config, or nothing and an entry in `problems`."""

@@ -8,22 +8,19 @@ params = load_params(published, dtype="bfloat16")
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.clip import CLIPText
 from diffusion_jax.models.text import ProjectedText
 from diffusion_jax.models.unet import UNet
-from diffusion_jax.types import Conditioning, Params
-from diffusion_jax.weights import convert
-
-Place = Callable[[tuple[str, ...], np.ndarray], Any]
+from diffusion_jax.types import Params
+from diffusion_jax.weights import components, convert
+from diffusion_jax.weights.components import Component, Place
 
 # Spellings of other versions -> ours; a key that becomes empty is not needed.
 VAE_RENAME = (
@@ -96,8 +93,7 @@ def shapes(published: Published, *, dtype: str = "float32") -> Params:
 def shape(published: Published, name: str, *, dtype: str = "float32") -> Params:
     """The shapes of one module's parameters."""
     module, inputs = modules(published)[name], _inputs(published, name)
-    like = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype), like)
+    return components.shape(module, *inputs, dtype=dtype)
 
 
 def load_params(
@@ -115,29 +111,13 @@ def load_params(
     only the tensors of these modules are read, though all must fit.
     """
     like = shapes(published, dtype=dtype)
-    found: dict[str, dict] = {}
-    problems: dict[str, list[str]] = {}
-    for name in like:
-        found[name], wrong = convert.match(
-            published.tensors[name], like[name], rename=_rename(published, name)
-        )
-        for kind, keys in wrong.items():
-            problems.setdefault(kind, []).extend(f"{name}/{key}" for key in keys)
-    convert.refuse(problems)
-    params: Params = {}
-    for name in like if names is None else names:
-        params[name] = convert.fill(
-            published.tensors[name], like[name], found[name], _within(name, place)
-        )
+    parts = {
+        name: Component(like[name], published.tensors[name], _rename(published, name))
+        for name in like
+    }
+    params = components.load(parts, place=place, names=names)
     params["latent_scale"] = jnp.asarray(published.latent_scale, jnp.float32)
     return params
-
-
-def _within(name: str, place: Place | None) -> Place:
-    def put(path: tuple[str, ...], array: np.ndarray) -> Any:
-        return jax.device_put(array) if place is None else place((name, *path), array)
-
-    return put
 
 
 def _rename(published: Published, name: str) -> convert.Rename:
@@ -151,21 +131,18 @@ def _rename(published: Published, name: str) -> convert.Rename:
 
 def _inputs(published: Published, name: str) -> tuple[Any, ...]:
     """What a module is called with, as small as can be."""
-
-    def numbers(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-
     if name == "vae":
         side = 2 ** (len(published.vae["channels"]) - 1)
-        return (numbers(side, side, published.vae["image_channels"]),)
+        return (components.numbers(side, side, published.vae["image_channels"]),)
     if name != "unet":
-        return (jax.ShapeDtypeStruct((1, 2), jnp.int32),)
-    side = 2 ** (len(published.unet["channels"]) - 1)
+        return (components.token_ids(),)
     widths = [fields["width"] for fields in published.texts.values()]
     vector = None
     if published.num_size_ids:
         last = list(published.texts.values())[-1]
         size_ids = published.num_size_ids * published.size_id_width
-        vector = numbers(last["projection_dim"] + size_ids)
-    cond = Conditioning(tokens=numbers(2, sum(widths)), vector=vector)
-    return numbers(side, side, published.in_channels), numbers(), cond
+        vector = last["projection_dim"] + size_ids
+    num_levels = len(published.unet["channels"])
+    return components.unet_inputs(
+        num_levels, published.in_channels, sum(widths), vector
+    )
