@@ -9,6 +9,7 @@ x0_hat - x0 = -sigma / det * (output - target), so in the network's own output i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -54,6 +55,7 @@ def diffusion_loss(
     *,
     offset_noise: Real | Float[Array, ""] = 0.0,
     input_perturbation: Real | Float[Array, ""] = 0.0,
+    measure: Callable[[Float[Array, "B *d"]], Metrics] | None = None,
 ) -> tuple[Float[Array, "B"], Metrics]:
     """The weighted squared error of each example, at one time and with one eps.
 
@@ -61,6 +63,7 @@ def diffusion_loss(
     what is added to eps for each example and channel (Guttenberg, 2023; 0.1 is usual),
     `input_perturbation` that of noise which the network sees and its target does not,
     in units of eps (Ning et al., 2023, algorithm 1, arXiv:2301.11706; theirs is 0.1).
+    `measure` makes more metrics of the x0 that the network predicts.
     """
     noised = _add_noise(key, schedule, sample_times, x0)
     noised = _disturb(key, noised, offset_noise, input_perturbation)
@@ -68,7 +71,10 @@ def diffusion_loss(
     if output.shape != x0.shape:
         raise ValueError(f"the network maps {x0.shape} to {output.shape}")
     loss, mse = _weighted_error(p, weighting, noised, output)
-    return loss, _means(loss=loss, mse=mse)
+    metrics = _means(loss=loss, mse=mse)
+    if measure is not None:
+        metrics |= measure(parameterization.read(p, output, noised.x, noised.level).x0)
+    return loss, metrics
 
 
 def hybrid_loss(

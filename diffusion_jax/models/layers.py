@@ -128,11 +128,13 @@ class MLPEmbedding(nn.Module):
 
     features: int
     dtype: Any = "float32"
+    hidden_width: int | None = None  # None: as many as features
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
+        hidden = self.hidden_width or self.features
         x = nn.Dense(
-            self.features, kernel_init=fan_in_init, dtype=self.dtype, name="linear_1"
+            hidden, kernel_init=fan_in_init, dtype=self.dtype, name="linear_1"
         )(x)
         return nn.Dense(
             self.features, kernel_init=fan_in_init, dtype=self.dtype, name="linear_2"
