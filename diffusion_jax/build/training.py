@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import jax.numpy as jnp
@@ -70,9 +71,12 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
     options = dict(config.optimizer)
     name = options.pop("name")
     try:
-        return optimizers.make_optimizer(name, total_steps=config.num_steps, **options)
+        made = optimizers.make_optimizer(name, total_steps=config.num_steps, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer: {error}") from error
+    if config.task.name == "clip":
+        return optimizers.at_most(made, clip_task.MAXIMA)
+    return made
 
 
 def loop_options(config: ConfigDict) -> LoopOptions:
@@ -86,7 +90,22 @@ def _clip_task(config, tokenizer, frozen, initial) -> Task:
         networks.clip_model(config, tokenizer),
         image_size=config.data.image_size,
         context_length=tokenizer.context_length,
+        **_clip_options(config),
     )
+
+
+def _clip_options(config: ConfigDict) -> dict[str, Any]:
+    options = {name: value for name, value in config.task.items() if name != "name"}
+    allowed = inspect.signature(clip_task.check_batch).parameters
+    for option in options:
+        if option not in list(allowed)[1:]:
+            choices = nearest(option, list(allowed)[1:])
+            raise ConfigError(f"task has no option {option!r}: {choices}")
+    try:
+        clip_task.check_batch(config.batch_size // config.accumulate, **options)
+    except ValueError as error:
+        raise ConfigError(f"task: {error}") from error
+    return options
 
 
 def _autoencoder_task(config, tokenizer, frozen, initial) -> Task:
@@ -145,6 +164,8 @@ def check(config: ConfigDict) -> None:
     if source_name not in sources.SOURCES:
         choices = nearest(source_name, sources.SOURCES)
         raise ConfigError(f"unknown source {source_name!r}: {choices}")
+    if name == "clip":
+        _clip_options(config)
     if "clip" in config:
         check_options("clip.text", CLIPText, config.clip.text)
         check_options("clip.vision", CLIPVision, config.clip.vision)

@@ -8,8 +8,10 @@ The learning rate of the last update stays in the state, for the metrics to show
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
@@ -157,3 +159,22 @@ def make_optimizer(
         return optax.chain(clip, build(learning_rate, **options))
 
     return optax.inject_hyperparams(clipped)(learning_rate=rate)
+
+
+def at_most(
+    optimizer: optax.GradientTransformation, maxima: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """The optimizer, but parameters of these names never pass their largest values.
+
+    A name is the last of a parameter's path. The state is that of the optimizer.
+    """
+
+    def limited(path, update, value):
+        maximum = maxima.get(path[-1].key)
+        return update if maximum is None else jnp.minimum(update, maximum - value)
+
+    def update(updates, state, params=None, **extra):
+        updates, state = optimizer.update(updates, state, params, **extra)
+        return jax.tree_util.tree_map_with_path(limited, updates, params), state
+
+    return optax.GradientTransformation(optimizer.init, update)
