@@ -142,22 +142,8 @@ def read(config: Mapping[str, Any], *, latent_channels: int = 4) -> Read:
 
 def _levels(given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     channels = given["block_out_channels"]
-    attention = []
-    for name, kinds in {
-        "down_block_types": DOWN_BLOCKS,
-        "up_block_types": UP_BLOCKS,
-    }.items():
-        blocks = given[name]
-        unknown = [block for block in blocks if block not in kinds]
-        if unknown:
-            problems.append(f"{name} has {unknown[0]} (only {', '.join(kinds)})")
-        if len(blocks) != len(channels):
-            problems.append(f"{name} has {len(blocks)} blocks of {len(channels)}")
-        attention.append(tuple(kinds.get(block, "?") for block in blocks))
-    down, up = attention
-    if down != up[::-1] and not any("block_types" in problem for problem in problems):
-        problems.append("up_block_types do not mirror down_block_types")
-    made = dict(channels=channels, attention=down)
+    attention = attention_of(given, DOWN_BLOCKS, UP_BLOCKS, problems)
+    made = dict(channels=channels, attention=attention)
     for theirs, ours in {
         "layers_per_block": "blocks_per_level",
         "attention_head_dim": "num_heads",
@@ -168,6 +154,27 @@ def _levels(given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
             problems.append(f"{theirs} has lists in a list")
         made[ours] = values[0] if len(set(values)) == 1 else values
     return made
+
+
+def attention_of(
+    given: Mapping[str, Any],
+    down: Mapping[str, str],
+    up: Mapping[str, str],
+    problems: list[str],
+) -> tuple[str, ...]:
+    """The attention of every level, from blocks of these kinds."""
+    found = []
+    for name, kinds in {"down_block_types": down, "up_block_types": up}.items():
+        blocks, num_levels = given[name], len(given["block_out_channels"])
+        unknown = [block for block in blocks if block not in kinds]
+        if unknown:
+            problems.append(f"{name} has {unknown[0]} (only {', '.join(kinds)})")
+        if len(blocks) != num_levels:
+            problems.append(f"{name} has {len(blocks)} blocks of {num_levels}")
+        found.append(tuple(kinds.get(block, "?") for block in blocks))
+    if found[0] != found[1][::-1] and not any("block_types" in p for p in problems):
+        problems.append("up_block_types do not mirror down_block_types")
+    return found[0]
 
 
 def _hears(
