@@ -27,6 +27,7 @@ CHECKPOINTS, CACHE, SAMPLES = "checkpoints", "cache", "samples"
 # What may change when a run goes on: how long and how often, never what is trained.
 CHANGEABLE = {
     "accumulate",
+    "cache_embeddings",
     "cache_latents",
     "checkpoint_every",
     "keep",

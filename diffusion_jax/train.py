@@ -7,24 +7,19 @@ Any field can be set from the command line: `--config.optimizer.learning_rate=3e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from absl import flags, logging
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from diffusion_jax import build, command, finetuning, previews, runs
+from diffusion_jax import build, command, finetuning, frozen_towers, previews, runs
 from diffusion_jax.data import batches, captions
-from diffusion_jax.tasks import latent_diffusion, tower_cache
-from diffusion_jax.training import checkpoint, loop, sharding
-from diffusion_jax.types import Params
+from diffusion_jax.training import loop, sharding
 
 MAX_CAPTIONS = 100_000  # from which a tokenizer is learnt
-ENCODING_BATCH = 256
+TOWER_SECTIONS = {"clip": ("clip", "tokenizer"), "vae": ("vae",)}  # of its config
 
 
 def train(config: ConfigDict, workdir: epath.PathLike) -> runs.Run:
@@ -39,8 +34,8 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> runs.Run:
     records = build.source(config, config.data.train_split)
     tokenizer = prepare_tokenizer(config, workdir, records)
     frozen = {}
-    if config.task.name == "latent_diffusion":
-        frozen = prepare_frozen(config, workdir, records, tokenizer)
+    if config.task.name in frozen_towers.KINDS:
+        frozen = frozen_towers.prepare(config, workdir, records, tokenizer)
     initial = finetuning.initial(config, workdir) if "weights" in config else None
     task = build.task(config, tokenizer, frozen, initial)
     stream = training_stream(config, workdir, records, tokenizer, frozen)
@@ -65,16 +60,18 @@ def complete(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     if "towers" not in config:
         return config
     config = ConfigDict(config.to_dict())
-    for tower, sections in (("clip", ("clip", "tokenizer")), ("vae", ("vae",))):
-        directory = config.towers[tower]
+    for tower, directory in config.towers.items():
         if not (epath.Path(directory) / runs.CONFIG_FILE).exists():
             raise build.ConfigError(
                 f"towers.{tower}: there is no trained run in {directory!r}; train it, "
                 f"python -m diffusion_jax.train --config configs/small/shapes_{tower}.py"
                 f" --workdir {directory}, or name another with --config.towers.{tower}"
             )
-        for section in sections:
-            config[section] = runs.read_config(directory)[section]
+        found = runs.read_config(directory)
+        for section in TOWER_SECTIONS[tower]:
+            config[section] = found[section]
+        if tower == "clip":
+            config.clip_image_size = found.data.image_size
     return config
 
 
@@ -112,94 +109,6 @@ def tokenizer_directory(config: ConfigDict) -> str:
     return config.tokenizer.directory
 
 
-def prepare_frozen(
-    config: ConfigDict,
-    workdir: epath.Path,
-    records: Any,
-    tokenizer: captions.AnyTokenizer,
-) -> Params:
-    """The towers, kept in the run's own directory with the latent scale they need."""
-    directory = workdir / runs.FROZEN
-    if not directory.exists() and "weights" in config:
-        checkpoint.save_params(directory, finetuning.frozen(config))
-    if not directory.exists():
-        frozen = {
-            "vae": runs.load(config.towers.vae).params,
-            "text_encoder": runs.load(config.towers.clip).params["text_model"],
-        }
-        latents = cached_latents(config, workdir, records, tokenizer, frozen)
-        if latents is None:
-            latents = first_latents(config, records, tokenizer, frozen)
-        scale = tower_cache.latent_scale(latents["latent_mean"], latents["latent_std"])
-        checkpoint.save_params(directory, frozen | {"latent_scale": jnp.float32(scale)})
-    return checkpoint.load_params(directory)
-
-
-def encode(config: ConfigDict, tokenizer: captions.AnyTokenizer, frozen: Params):
-    """A compiled function: images and tokens -> what the towers make of them."""
-    towers = build.towers(config, tokenizer)
-
-    @jax.jit
-    def encode_batch(frozen, image, tokens):
-        posterior = latent_diffusion.encode_images(towers, frozen, image)
-        return posterior | latent_diffusion.encode_text(towers, frozen, tokens)
-
-    return lambda batch: encode_batch(frozen, batch["image"], batch["tokens"])
-
-
-def first_latents(
-    config: ConfigDict, records: Any, tokenizer: captions.AnyTokenizer, frozen: Params
-) -> Mapping[str, np.ndarray]:
-    """The latents of one batch, as the paper takes them to find their scale."""
-    example = build.image_text(config, tokenizer)
-    stream = build.stream(config, records, example)
-    latents = jax.device_get(encode(config, tokenizer, frozen)(next(stream)))
-    stream.close()
-    return latents
-
-
-def cached_latents(
-    config: ConfigDict,
-    workdir: epath.Path,
-    records: Any,
-    tokenizer: captions.AnyTokenizer,
-    frozen: Params,
-) -> Mapping[str, np.ndarray] | None:
-    """The towers' outputs for all records; None if the config wants none kept."""
-    if not config.cache_latents:
-        return None
-    if config.data.flip or config.data.crop == "random":
-        raise build.ConfigError(
-            "cache_latents keeps one view of each image: set data.flip=False and "
-            "data.crop='center', or cache_latents=False"
-        )
-    if jax.process_count() > 1:
-        raise build.ConfigError("cache_latents works on one host; set it to False")
-    towers = {
-        name: params
-        for name, params in frozen.items()
-        if name not in ("unet", "latent_scale")
-    }
-    data = config.data.to_dict()
-    origin = {"towers": checkpoint.fingerprint(towers), "data": data}
-    directory = workdir / runs.CACHE
-    found = tower_cache.read(directory, origin)
-    if found is None:
-        logging.info("encoding %d images and captions once", len(records))
-        stream = batches.make_batches(
-            records,
-            build.image_text(config, tokenizer),
-            batch_size=ENCODING_BATCH,
-            seed=config.seed,
-            shuffle=False,
-            num_epochs=1,
-            drop_remainder=False,
-        )
-        function = encode(config, tokenizer, frozen)
-        found = tower_cache.write(directory, origin, stream, function, len(records))
-    return found
-
-
 def training_stream(
     config: ConfigDict,
     workdir: epath.Path,
@@ -209,12 +118,15 @@ def training_stream(
 ) -> batches.Batches:
     """Batches of what the task's loss takes."""
     shards = dict(shard_index=jax.process_index(), shard_count=jax.process_count())
-    if config.task.name == "latent_diffusion":
-        cache = cached_latents(config, workdir, records, tokenizer, frozen)
+    if config.task.name in frozen_towers.KINDS:
+        cache = frozen_towers.cached(config, workdir, records, tokenizer, frozen)
         if cache is not None:
             rows = batches.arrays(cache)
             return build.stream(config, rows, batches.row_example, **shards)
-    example = build.image_text(config, tokenizer)
+    if config.task.name == "upsampler":
+        example = build.upsampler.pairs(config)
+    else:
+        example = build.image_text(config, tokenizer)
     return build.stream(config, records, example, **shards)
 
 

@@ -23,6 +23,7 @@ ENTRY_POINTS = {
     "convert_pickle",
     "evaluate",
     "finetuning",
+    "frozen_towers",
     "export",
     "inspect",
     "previews",

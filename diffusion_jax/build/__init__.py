@@ -5,6 +5,7 @@ are the keys of the dicts beside the functions (SAMPLERS, SCHEDULES, ...). What 
 unknown raises a ConfigError that names the nearest choice.
 """
 
+from diffusion_jax.build import unclip, upsampler
 from diffusion_jax.build.choices import (
     ConfigError,
     Spec,
@@ -86,5 +87,7 @@ __all__ = [
     "tower",
     "towers",
     "trained",
+    "unclip",
     "unet",
+    "upsampler",
 ]

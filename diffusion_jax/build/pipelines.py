@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 from ml_collections import ConfigDict
 
 from diffusion_jax.build import networks
@@ -19,12 +20,13 @@ from diffusion_jax.pipelines.stable_diffusion import StableDiffusion
 from diffusion_jax.pipelines.stage import Stage
 
 
-def stage(config: ConfigDict) -> Stage:
+def stage(config: ConfigDict, network: nn.Module | None = None) -> Stage:
+    """The config's U-Net, or another network, as its `sampling` says."""
     sampling = config.sampling
     made = objective(config)
     parameterization.check(made.parameterization, made.schedule)
     return Stage(
-        networks.unet(config),
+        networks.unet(config) if network is None else network,
         made.schedule,
         made.parameterization,
         choose("sampler", SAMPLERS, sampling.sampler),

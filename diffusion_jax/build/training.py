@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from diffusion_jax.build import networks, pipelines
+from diffusion_jax.build import networks, pipelines, unclip, upsampler
 from diffusion_jax.build.choices import (
     ConfigError,
     check_options,
@@ -134,6 +134,10 @@ TASKS = {
     "clip": _clip_task,
     "autoencoder": _autoencoder_task,
     "latent_diffusion": _latent_diffusion_task,
+    "diffusion_prior": unclip.diffusion_prior_task,
+    "autoregressive_prior": unclip.autoregressive_prior_task,
+    "decoder": unclip.decoder_task,
+    "upsampler": upsampler.task,
 }
 
 
@@ -173,3 +177,7 @@ def check(config: ConfigDict) -> None:
         networks.autoencoder(config)
     if "unet" in config:
         pipelines.stage(config)
+    if name == "upsampler":
+        upsampler.check(config)
+    if name in unclip.TASKS:
+        unclip.check(config)

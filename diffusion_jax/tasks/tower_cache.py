@@ -16,7 +16,7 @@ from jaxtyping import Array
 from diffusion_jax.types import Batch
 
 DONE = "done.json"
-DTYPE = np.float16  # its rounding is far below the posterior's own spread
+DTYPE = np.float16  # of floats: its rounding is far below what they are used for
 
 
 def read(
@@ -57,7 +57,7 @@ def write(
                 files[name] = np.lib.format.open_memmap(
                     directory / f"{name}.npy",
                     mode="w+",
-                    dtype=DTYPE,
+                    dtype=DTYPE if values.dtype.kind == "f" else values.dtype,
                     shape=(num_records, *values.shape[1:]),
                 )
             files[name][start:stop] = values

@@ -1,0 +1,16 @@
+"""The CLIP of a small DALL·E 2, on the embedded captioned scenes, 32 px.
+
+python -m diffusion_jax.train --config configs/small/scenes_clip.py --workdir runs/scenes/clip
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.small import shapes_clip
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = shapes_clip.get_config()
+    config.clip.projection_dim = 96
+    config.num_steps = 600
+    return common.runlocal(config) if variant == "runlocal" else config

@@ -1,0 +1,252 @@
+"""DALL·E 2 of configs: CLIP's towers, both priors, the decoder, and the pipeline of runs.
+
+config.clip, config.clip_image_size      the CLIP that all were trained with
+config.prior, config.embedding_scale     the diffusion prior
+config.prior, config.codes               the autoregressive prior
+config.unet, config.projection           the decoder, of config.decoder_size pixels
+config.text                              an own text encoder of either, if any
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from diffusion_jax.build import networks, pipelines, upsampler
+from diffusion_jax.build.choices import ConfigError, check_options, construct
+from diffusion_jax.build.mathematics import objective
+from diffusion_jax.data import captions
+from diffusion_jax.models import embedding_codes
+from diffusion_jax.models.autoregressive_prior import AutoregressiveTransformer
+from diffusion_jax.models.clip import CLIPVision, ProjectedVision
+from diffusion_jax.models.clip_towers import ClipTowers
+from diffusion_jax.models.prior import PriorTransformer
+from diffusion_jax.models.text import ProjectedText
+from diffusion_jax.models.unclip import TextImageProjection, TextTransformer
+from diffusion_jax.pipelines.dalle2 import Dalle2
+from diffusion_jax.pipelines.priors import AutoregressivePrior, DiffusionPrior
+from diffusion_jax.tasks import autoregressive_prior as autoregressive_prior_tasks
+from diffusion_jax.tasks import decoder as decoder_tasks
+from diffusion_jax.tasks import prior as prior_tasks
+from diffusion_jax.types import Params, Task
+
+DIFFUSION, AUTOREGRESSIVE = "diffusion_prior", "autoregressive_prior"
+DECODER = "decoder"
+TASKS = (DIFFUSION, AUTOREGRESSIVE, DECODER)
+OF_PRIOR = ("candidates", "temperature", "top", "guidance")  # options of sampling
+
+
+def clip_towers(config: ConfigDict, tokenizer: captions.Tokenizer) -> ClipTowers:
+    """The towers of a CLIP run, whose embeddings have unit norm."""
+    width = config.clip.projection_dim
+    vision = construct(
+        "clip.vision",
+        functools.partial(CLIPVision, image_size=config.clip_image_size),
+        config.clip.vision,
+    )
+    text = ProjectedText(networks.text_encoder(config, tokenizer), width)
+    return ClipTowers(text, ProjectedVision(vision, width))
+
+
+def clip_params(params: Params) -> Params:
+    """A CLIP run's parameters, as `ClipTowers` looks for them."""
+    parts = {
+        "text_encoder": ("text_model", "text_projection"),
+        "image_encoder": ("vision_model", "visual_projection"),
+    }
+    return {
+        name: {module: params[module] for module in modules}
+        for name, modules in parts.items()
+    }
+
+
+def own_text(
+    config: ConfigDict, tokenizer: captions.Tokenizer
+) -> TextTransformer | None:
+    """The text encoder that is trained with the network; None: CLIP's serves."""
+    if "text" not in config:
+        return None
+    make = functools.partial(
+        TextTransformer,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        context_length=tokenizer.context_length,
+    )
+    return construct("text", make, config.text)
+
+
+# ---- priors --------------------------------------------------------------------------
+
+
+def prior_network(
+    config: ConfigDict, tokenizer: captions.Tokenizer
+) -> PriorTransformer:
+    make = functools.partial(
+        PriorTransformer,
+        embed_dim=config.clip.projection_dim,
+        num_tokens=tokenizer.context_length,
+    )
+    return construct("prior", make, config.prior)
+
+
+def codes_network(
+    config: ConfigDict, tokenizer: captions.Tokenizer, codes: Params
+) -> AutoregressiveTransformer:
+    """As many components and buckets as the codes have that it is trained on."""
+    make = functools.partial(
+        AutoregressiveTransformer,
+        embed_dim=config.clip.projection_dim,
+        num_dims=embedding_codes.num_dims(codes),
+        num_buckets=len(codes["centres"]),
+        num_dot_buckets=len(codes["dot_edges"]) + 1,
+        num_tokens=tokenizer.context_length,
+    )
+    return construct("prior", make, config.prior)
+
+
+def prior(
+    config: ConfigDict, tokenizer: captions.Tokenizer, frozen: Params
+) -> DiffusionPrior | AutoregressivePrior:
+    """What a run's prior is sampled by; `frozen` is that of the run."""
+    options = {name: config.sampling[name] for name in OF_PRIOR[:1]}
+    if config.task.name == DIFFUSION:
+        stage = pipelines.stage(config, prior_network(config, tokenizer))
+        return DiffusionPrior(stage, **options)
+    options = {k: config.sampling[k] for k in OF_PRIOR if k in config.sampling}
+    return AutoregressivePrior(
+        codes_network(config, tokenizer, frozen["codes"]), **options
+    )
+
+
+def _prior_options(config: ConfigDict) -> dict[str, Any]:
+    options = {name: value for name, value in config.task.items() if name != "name"}
+    check_options("task", _prior_option_names, options)
+    return options
+
+
+def _prior_option_names(*, caption_dropout: float = 0.1) -> None:
+    """What the tasks of both priors take."""
+
+
+def diffusion_prior_task(config, tokenizer, frozen, initial) -> Task:
+    parts = prior_tasks.Networks(
+        prior_network(config, tokenizer), own_text(config, tokenizer)
+    )
+    return prior_tasks.prior(
+        parts,
+        clip_towers(config, tokenizer),
+        objective(config),
+        frozen,
+        jnp.asarray(tokenizer([""])),
+        **_prior_options(config),
+    )
+
+
+def autoregressive_prior_task(config, tokenizer, frozen, initial) -> Task:
+    parts = autoregressive_prior_tasks.Networks(
+        codes_network(config, tokenizer, frozen["codes"]), own_text(config, tokenizer)
+    )
+    return autoregressive_prior_tasks.autoregressive_prior(
+        parts,
+        clip_towers(config, tokenizer),
+        frozen,
+        jnp.asarray(tokenizer([""])),
+        **_prior_options(config),
+    )
+
+
+# ---- decoder -------------------------------------------------------------------------
+
+
+def projection(config: ConfigDict) -> TextImageProjection:
+    make = functools.partial(
+        TextImageProjection, time_width=4 * config.unet.channels[0]
+    )
+    return construct("projection", make, config.projection)
+
+
+def decoder_task(config, tokenizer, frozen, initial) -> Task:
+    parts = decoder_tasks.Networks(
+        networks.unet(config), projection(config), own_text(config, tokenizer)
+    )
+    make = functools.partial(
+        decoder_tasks.decoder,
+        parts,
+        clip_towers(config, tokenizer),
+        objective(config),
+        frozen,
+        jnp.asarray(tokenizer([""])),
+        size=config.decoder_size,
+    )
+    options = {name: value for name, value in config.task.items() if name != "name"}
+    return construct("task", make, options)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a ConfigError for what can be known to be wrong before any work."""
+    if config.task.name == DIFFUSION:
+        check_options("prior", PriorTransformer, config.prior)
+        pipelines.stage(config, PriorTransformer())
+    elif config.task.name == AUTOREGRESSIVE:
+        check_options("prior", AutoregressiveTransformer, config.prior)
+        check_options("codes", embedding_codes.fit, config.codes)
+    elif config.task.name == DECODER:
+        projection(config)
+        if config.unet.get("vector", "none") == "none":
+            raise ConfigError(
+                "unet.vector is 'none'; a decoder hears the image: one of"
+                " ['identity', 'add_embedding', 'class_embedding']"
+            )
+    if config.task.name != DECODER:
+        _prior_options(config)
+    if "text" in config:
+        check_options("text", TextTransformer, config.text)
+
+
+# ---- the pipeline of several runs ----------------------------------------------------
+
+
+def dalle2(
+    decoder: Any,
+    prior_run: Any | None = None,
+    upsamplers: Mapping[str, Any] | None = None,
+) -> tuple[Dalle2, Params]:
+    """The pipeline of trained runs (`runs.Run`), and its parameters.
+
+    Prior and decoder must have been trained with the same CLIP.
+    """
+    config, tokenizer = decoder.config, decoder.tokenizer
+    towers = clip_towers(config, tokenizer)
+    params = {name: decoder.frozen[name] for name in ("text_encoder", "image_encoder")}
+    params |= {name: decoder.params[name] for name in ("decoder", "text_proj")}
+    fields: dict[str, Any] = {}
+    if "text" in decoder.params:
+        fields["decoder_text"] = own_text(config, tokenizer)
+        params["decoder_text"] = decoder.params["text"]
+    if prior_run is not None:
+        params["prior"] = prior_run.params["prior"]
+        scales = ("embedding", "codes")
+        params |= {k: v for k, v in prior_run.frozen.items() if k in scales}
+        if "text" in prior_run.params:
+            fields["prior_text"] = own_text(prior_run.config, tokenizer)
+            params["prior_text"] = prior_run.params["text"]
+    stages = []
+    for name, run in (upsamplers or {}).items():
+        stages.append(upsampler.upsampler(run.config, name))
+        params[name] = run.params["upsampler"]
+    pipeline = Dalle2(
+        towers,
+        None
+        if prior_run is None
+        else prior(prior_run.config, tokenizer, prior_run.frozen),
+        projection(config),
+        pipelines.stage(config),
+        config.decoder_size,
+        tuple(stages),
+        **fields,
+    )
+    return pipeline, params

@@ -1,0 +1,96 @@
+"""The unCLIP decoder: images of CLIP image embeddings and captions.
+
+Ramesh et al. (2022, arXiv:2204.06125, section 2.1): the image embedding is dropped in
+10 % of the examples and, independently, the caption in 50 %, so that one network also
+serves each of them alone and, with neither, guides both.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.models import clip_towers
+from diffusion_jax.models.clip_towers import ClipTowers
+from diffusion_jax.models.unclip import Encoded, TextImageProjection, TextTransformer
+from diffusion_jax.tasks import clip_batches
+from diffusion_jax.tasks.objective import Objective
+from diffusion_jax.types import Batch, Conditioning, Key, Metrics, Params, Task
+
+
+class Networks(NamedTuple):
+    """What is trained; a parameter tree per field: "decoder", "text_proj", "text"."""
+
+    decoder: nn.Module
+    projection: TextImageProjection
+    text: TextTransformer | None = None  # None: the hidden states of CLIP's tower
+
+
+def decoder(
+    networks: Networks,
+    towers: ClipTowers,
+    objective: Objective,
+    frozen: Params,
+    null_tokens: Int[Array, "1 L"],
+    *,
+    size: int,
+    image_dropout: float = 0.1,
+    text_dropout: float = 0.5,
+) -> Task:
+    """Trains on batches of `image` and `tokens`, images of `size` pixels a side.
+
+    A batch may bring `image_embed` and the captions as CLIP tells them, computed once;
+    see `clip_batches`. Larger images are resized.
+    """
+    for name, rate in (("image", image_dropout), ("text", text_dropout)):
+        if not 0 <= rate <= 1:
+            raise ValueError(f"{name}_dropout is {rate}; it must lie in [0, 1]")
+
+    def captions(params: Params, frozen: Params, batch: Batch) -> Encoded:
+        if networks.text is None:
+            return clip_batches.captions(towers, frozen, batch)
+        return networks.text.apply({"params": params["text"]}, batch["tokens"])
+
+    def init(key: Key) -> tuple[Params, Params]:
+        keys = dict(zip(("decoder", "text_proj", "text"), jax.random.split(key, 3)))
+        params: Params = {}
+        if networks.text is not None:
+            params["text"] = networks.text.init(keys["text"], null_tokens)["params"]
+        text = captions(params, frozen, {"tokens": null_tokens})
+        image = jnp.zeros((1, towers.text.projection_dim))
+        cond, made = networks.projection.init_with_output(
+            keys["text_proj"], image, text, jnp.zeros(1, bool)
+        )
+        x = jnp.zeros((1, size, size, 3))
+        made_decoder = networks.decoder.init(keys["decoder"], x, jnp.zeros(1), cond)
+        params |= {"text_proj": made["params"], "decoder": made_decoder["params"]}
+        return params, frozen
+
+    def loss(
+        params: Params, frozen: Params, key: Key, batch: Batch
+    ) -> tuple[Float[Array, ""], Metrics]:
+        key_image, key_text, key_dropout, key_noise = jax.random.split(key, 4)
+        x0 = clip_towers.resized(batch["image"].astype(jnp.float32), size)
+        image = clip_batches.image_embeddings(towers, frozen, batch)
+        null = captions(params, frozen, {"tokens": null_tokens})
+        text = captions(params, frozen, batch)
+        text = clip_batches.drop(key_text, text_dropout, text, null)
+        is_dropped = jax.random.bernoulli(key_image, image_dropout, (len(x0),))
+        variables = {"params": params["text_proj"]}
+        cond = networks.projection.apply(variables, image, text, is_dropped)
+
+        def network(x: Array, time: Array, cond: Conditioning) -> Array:
+            rngs = {"dropout": key_dropout}
+            variables = {"params": params["decoder"]}
+            return networks.decoder.apply(
+                variables, x, time, cond, train=True, rngs=rngs
+            )
+
+        values, metrics = objective.loss(key_noise, network, *objective[:-1], x0, cond)
+        return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
+
+    return Task(init, loss)
