@@ -11,12 +11,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, runs
-from diffusion_jax.build import upsampler as build_upsampler
 from diffusion_jax.data import batches, captions
 from diffusion_jax.data import prompts as texts
-from diffusion_jax.evaluation import grids, reconstruction, retrieval, upsampling
+from diffusion_jax.evaluation import (
+    embedding_cosines,
+    grids,
+    reconstruction,
+    retrieval,
+    upsampling,
+)
 from diffusion_jax.pipelines import batched
 from diffusion_jax.tasks import clip as clip_task
+from diffusion_jax.tasks import prior as prior_task
 from diffusion_jax.training.loop import OnSample
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import Params
@@ -53,6 +59,9 @@ def make_on_sample(
         "clip": _clip_hook,
         "autoencoder": _autoencoder_hook,
         "latent_diffusion": _latent_diffusion_hook,
+        "diffusion_prior": _prior_hook,
+        "autoregressive_prior": _prior_hook,
+        "decoder": _decoder_hook,
         "upsampler": _upsampler_hook,
     }
     return makers[config.task.name](config, workdir / runs.SAMPLES, tokenizer)
@@ -113,8 +122,68 @@ def _latent_diffusion_hook(config, directory, tokenizer) -> OnSample:
     return on_sample
 
 
+def _prior_hook(config, directory, tokenizer) -> OnSample:
+    """Cosines of drawn embeddings; the baseline is the mean of the same images."""
+    towers = build.unclip.clip_towers(config, tokenizer)
+    encoder = build.unclip.own_text(config, tokenizer)
+    split = config.data.eval_split
+    batch, _ = first_examples(config, tokenizer, split, NUM_EXAMPLES)
+    batch = {name: batch[name] for name in ("image", "tokens")}
+    null = {"tokens": jnp.asarray(tokenizer([""]))}
+    keys = jax.random.split(jax.random.key(0), len(batch["image"]))
+
+    @jax.jit
+    def measure(trained: Params, frozen: Params, batch: dict[str, Any]) -> Any:
+        prior = build.unclip.prior_of(config, tokenizer, frozen)
+        text, nothing = (
+            prior_task.captions(towers, encoder, trained, frozen, tokens)
+            for tokens in (batch, null)
+        )
+        image = towers.encode_image(frozen, batch["image"])
+        params = build.unclip.prior_params(trained, frozen)
+        return prior(params, keys, text, nothing), image, text.embed
+
+    def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:
+        drawn, image, text = measure(state.ema_params, frozen, batch)
+        found = embedding_cosines.prior_cosines(drawn, image, text, image.mean(axis=0))
+        return {f"eval_{k}": np.float32(v) for k, v in found._asdict().items()}
+
+    return on_sample
+
+
+def _decoder_hook(config, directory, tokenizer) -> OnSample:
+    """Images decoded of the embeddings of others, with their captions and without."""
+    split = config.data.eval_split
+    batch, _ = first_examples(config, tokenizer, split, NUM_SHOWN)
+    null_tokens = jnp.asarray(tokenizer([""]))
+    keys = jax.random.split(jax.random.key(0), len(batch["image"]))
+    pipeline = build.unclip.dalle2(config, tokenizer)
+
+    @jax.jit
+    def decode(params: Params, image: Any, tokens: Any) -> Any:
+        null = pipeline.encode_text(params, null_tokens)
+        embed = pipeline.encode_image(params, image)
+        texts = {"with caption": pipeline.encode_text(params, tokens), "alone": null}
+        return {
+            name: pipeline.decode(
+                params, keys, pipeline.hear(params, embed, text, null)
+            )
+            for name, text in texts.items()
+        }
+
+    def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:
+        params = build.unclip.decoder_params(state.ema_params, frozen)
+        rows = {"original": batch["image"]}
+        rows |= decode(params, batch["image"], batch["tokens"])
+        size = config.data.image_size
+        rows = {k: upsampling.bicubic(v, size) for k, v in rows.items()}
+        return {"samples": _show(grids.labelled_rows(rows), directory, step)}
+
+    return on_sample
+
+
 def _upsampler_hook(config, directory, tokenizer) -> OnSample:
-    upsample = jax.jit(build_upsampler.upsampler(config))
+    upsample = jax.jit(build.upsampler.upsampler(config))
     batch, _ = first_examples(config, tokenizer, config.data.eval_split, NUM_SHOWN)
     originals = batch["image"]
     low_res = upsampling.bicubic(originals, config.upsampler.low_size)

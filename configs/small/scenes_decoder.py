@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
         norm_groups=16,
     )
     config.projection = dict(context_width=96, num_tokens=4, null="learned")
-    config.schedule = dict(name="cosine", time_scale=1000.0)
+    config.schedule = dict(name="discrete", betas="cosine")
     config.parameterization = dict(name="v")
     config.weighting = dict(name="min_snr", gamma=5.0)
     config.times = dict(name="low_discrepancy")

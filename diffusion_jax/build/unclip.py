@@ -37,6 +37,7 @@ from diffusion_jax.types import Params, Task
 DIFFUSION, AUTOREGRESSIVE = "diffusion_prior", "autoregressive_prior"
 DECODER = "decoder"
 TASKS = (DIFFUSION, AUTOREGRESSIVE, DECODER)
+SCALES = ("embedding", "codes")
 OF_PRIOR = ("candidates", "temperature", "top", "guidance")  # options of sampling
 
 
@@ -108,7 +109,7 @@ def codes_network(
     return construct("prior", make, config.prior)
 
 
-def prior(
+def prior_of(
     config: ConfigDict, tokenizer: captions.Tokenizer, frozen: Params
 ) -> DiffusionPrior | AutoregressivePrior:
     """What a run's prior is sampled by; `frozen` is that of the run."""
@@ -210,43 +211,48 @@ def check(config: ConfigDict) -> None:
 # ---- the pipeline of several runs ----------------------------------------------------
 
 
-def dalle2(
-    decoder: Any,
-    prior_run: Any | None = None,
-    upsamplers: Mapping[str, Any] | None = None,
-) -> tuple[Dalle2, Params]:
-    """The pipeline of trained runs (`runs.Run`), and its parameters.
+def clip_part(frozen: Params) -> Params:
+    return {name: frozen[name] for name in ("text_encoder", "image_encoder")}
 
-    Prior and decoder must have been trained with the same CLIP.
+
+def decoder_params(trained: Params, frozen: Params) -> Params:
+    """What a pipeline takes of a decoder's run."""
+    params = clip_part(frozen)
+    params |= {name: trained[name] for name in ("decoder", "text_proj")}
+    return params | ({"decoder_text": trained["text"]} if "text" in trained else {})
+
+
+def prior_params(trained: Params, frozen: Params) -> Params:
+    """What a pipeline takes of a prior's run, besides CLIP."""
+    params = {name: frozen[name] for name in SCALES if name in frozen}
+    params["prior"] = trained["prior"]
+    return params | ({"prior_text": trained["text"]} if "text" in trained else {})
+
+
+def dalle2(
+    config: ConfigDict,
+    tokenizer: captions.Tokenizer,
+    prior: tuple[ConfigDict, Params] | None = None,
+    upsamplers: Mapping[str, ConfigDict] | None = None,
+) -> Dalle2:
+    """The pipeline around the decoder of a config, and of runs with the same CLIP.
+
+    `prior` is the config of its run and what that froze; `upsamplers` are in order, by
+    the names of their weights in params.
     """
-    config, tokenizer = decoder.config, decoder.tokenizer
-    towers = clip_towers(config, tokenizer)
-    params = {name: decoder.frozen[name] for name in ("text_encoder", "image_encoder")}
-    params |= {name: decoder.params[name] for name in ("decoder", "text_proj")}
     fields: dict[str, Any] = {}
-    if "text" in decoder.params:
-        fields["decoder_text"] = own_text(config, tokenizer)
-        params["decoder_text"] = decoder.params["text"]
-    if prior_run is not None:
-        params["prior"] = prior_run.params["prior"]
-        scales = ("embedding", "codes")
-        params |= {k: v for k, v in prior_run.frozen.items() if k in scales}
-        if "text" in prior_run.params:
-            fields["prior_text"] = own_text(prior_run.config, tokenizer)
-            params["prior_text"] = prior_run.params["text"]
-    stages = []
-    for name, run in (upsamplers or {}).items():
-        stages.append(upsampler.upsampler(run.config, name))
-        params[name] = run.params["upsampler"]
-    pipeline = Dalle2(
-        towers,
-        None
-        if prior_run is None
-        else prior(prior_run.config, tokenizer, prior_run.frozen),
+    if prior is not None:
+        fields["prior_text"] = own_text(prior[0], tokenizer)
+    made = {
+        name: upsampler.upsampler(c, name) for name, c in (upsamplers or {}).items()
+    }
+    return Dalle2(
+        clip_towers(config, tokenizer),
+        None if prior is None else prior_of(prior[0], tokenizer, prior[1]),
         projection(config),
         pipelines.stage(config),
         config.decoder_size,
-        tuple(stages),
+        tuple(made.values()),
+        decoder_text=own_text(config, tokenizer),
         **fields,
     )
-    return pipeline, params
