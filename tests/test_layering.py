@@ -28,10 +28,12 @@ ENTRY_POINTS = {
     "inspect",
     "previews",
     "published",
+    "published_unclip",
     "runs",
     "sample",
     "sampling",
     "train",
+    "unclip_runs",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))

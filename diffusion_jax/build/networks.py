@@ -24,7 +24,9 @@ def clip_model(config: ConfigDict, tokenizer: captions.Tokenizer) -> CLIP:
         functools.partial(CLIPVision, image_size=config.data.image_size),
         config.clip.vision,
     )
-    return CLIP(text_encoder(config, tokenizer), vision, config.clip.projection_dim)
+    options = {k: v for k, v in config.clip.items() if k not in ("text", "vision")}
+    make = functools.partial(CLIP, text_encoder(config, tokenizer), vision)
+    return construct("clip", make, options)
 
 
 def text_encoder(config: ConfigDict, tokenizer: captions.Tokenizer) -> CLIPText:

@@ -314,6 +314,7 @@ class ProjectedVision(nn.Module):
 
     vision_model: CLIPVision
     projection_dim: int = 768
+    init_logit_scale: float = 1 / 0.07  # the inverse temperature before training
 
     def setup(self) -> None:
         self.visual_projection = nn.Dense(
@@ -334,6 +335,7 @@ class CLIP(nn.Module):
     text_model: CLIPText
     vision_model: CLIPVision
     projection_dim: int = 768
+    init_logit_scale: float = 1 / 0.07  # the inverse temperature before training
 
     def setup(self) -> None:
         def projection(tower: CLIPText | CLIPVision) -> nn.Module:
@@ -346,7 +348,7 @@ class CLIP(nn.Module):
         self.text_projection = projection(self.text_model)
         self.visual_projection = projection(self.vision_model)
         self.logit_scale = self.param(
-            "logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ()
+            "logit_scale", nn.initializers.constant(math.log(self.init_logit_scale)), ()
         )
 
     def __call__(
