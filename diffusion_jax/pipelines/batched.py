@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +51,7 @@ def generator(
     whether a mask forgets what was under it. Without `decodes`, the latents. With
     `on_step` the steps run one by one, and it is told of each.
     """
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    by_image = NamedSharding(mesh, PartitionSpec("data"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    padded_size = -(-batch_size // mesh.size) * mesh.size
+    mesh = all_devices()
     prepare = jax.jit(preparation(pipeline, from_noise=from_noise))
     solve = solver(pipeline, on_step)
     finish = jax.jit(ending(pipeline)) if decodes else lambda params, x, rows: x
@@ -67,19 +64,40 @@ def generator(
         scale: float | None = None,
     ) -> Iterator[Float[np.ndarray, "b ..."]]:
         scale = jnp.float32(pipeline.unet.guidance if scale is None else scale)
-        params, scale = jax.device_put((params, scale), everywhere)
-        num_images = len(rows.index)
-        for first in range(0, num_images, batch_size):
-            chosen = np.arange(first, first + padded_size)
-            chosen = np.minimum(chosen, num_images - 1)
-            batch = jax.tree.map(lambda a, chosen=chosen: np.asarray(a)[chosen], rows)
-            batch = jax.device_put(batch, by_image)
+        params, scale = replicate((params, scale), mesh)
+        for batch, count in padded_batches(rows, batch_size, mesh):
             keys, *prepared = prepare(params, batch, seed)
             latents = solve(params["unet"], keys, *prepared, scale)
             images = finish(params, latents, batch)
-            yield np.asarray(images)[: min(batch_size, num_images - first)]
+            yield np.asarray(images)[:count]
 
     return generate
+
+
+def all_devices() -> Mesh:
+    """Images are split over every device there is."""
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The same arrays on every device; once, not for every batch."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def padded_batches(rows: Any, batch_size: int, mesh: Mesh) -> Iterator[tuple[Any, int]]:
+    """Rows over the devices, all batches of one size, and how many of each are wanted.
+
+    `rows` are arrays with a leading axis. The last row fills up the last batch, and
+    every batch that the devices do not divide.
+    """
+    num_rows = len(jax.tree.leaves(rows)[0])
+    padded_size = -(-batch_size // mesh.size) * mesh.size
+    by_row = NamedSharding(mesh, PartitionSpec("data"))
+    for first in range(0, num_rows, batch_size):
+        chosen = np.arange(first, first + padded_size)
+        chosen = np.minimum(chosen, num_rows - 1)
+        batch = jax.tree.map(lambda a, chosen=chosen: np.asarray(a)[chosen], rows)
+        yield jax.device_put(batch, by_row), min(batch_size, num_rows - first)
 
 
 def text_to_image(pipeline: StableDiffusion, *, batch_size: int) -> Generate:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.diffusion import guidance
@@ -145,7 +146,9 @@ class Dalle2:
     ) -> Float[Array, "B P"]:
         """CLIP's embeddings of images in [-1, 1]."""
         if self.clip.image is None:
-            raise ValueError("CLIP's image tower is missing; what starts from an image")
+            raise ValueError(
+                "this pipeline has no image tower of CLIP, which images start from"
+            )
         return self.clip.encode_image(params, images)
 
     def draw_embedding(
@@ -157,10 +160,7 @@ class Dalle2:
         scale: Scale | None = None,
     ) -> Float[Array, "B P"]:
         """The prior's image embeddings of texts, in CLIP's own scale."""
-        if self.prior is None:
-            raise ValueError(
-                "the prior is missing; without one, decode an embedding of an image"
-            )
+        self.check_has_prior()
         prior_text = one_per_image(text.prior, len(keys))
         return self.prior(
             params, keys_of(keys, PRIOR), prior_text, null.prior, scale=scale
@@ -195,11 +195,7 @@ class Dalle2:
         is_dropped: Bool[Array, "B"] | None = None,
     ) -> Conditioning:
         """What the decoder's U-Net is told."""
-        width = self.clip.text.projection_dim
-        if embed.shape[-1] != width:
-            raise ValueError(
-                f"image embeddings of width {embed.shape[-1]}; CLIP's have {width}"
-            )
+        self.check_width(embed)
         text = one_per_image(text, len(embed))
         variables = {"params": params["text_proj"]}
         return self.projection.apply(variables, embed, text, is_dropped)
@@ -252,14 +248,38 @@ class Dalle2:
         num: int | None = None,
     ) -> Float[Array, "B H W 3"]:
         """Images through the first `num` upsamplers; default: all there are."""
-        num = len(self.upsamplers) if num is None else num
-        if not 0 <= num <= len(self.upsamplers):
-            raise ValueError(
-                f"{num} upsamplers wanted; there are {len(self.upsamplers)}"
-            )
-        for i, upsampler in enumerate(self.upsamplers[:num]):
-            images = upsampler(params, keys_of(keys, UPSAMPLER + i), images)
+        for i in range(self.num_upsamplers(num)):
+            images = self.upsample_once(params, keys, images, i)
         return images
+
+    def upsample_once(
+        self, params: Params, keys: Keys, images: Float[Array, "B h w 3"], i: int
+    ) -> Float[Array, "B H W 3"]:
+        """Images through upsampler i."""
+        return self.upsamplers[i](params, keys_of(keys, UPSAMPLER + i), images)
+
+    def num_upsamplers(self, wanted: int | None = None) -> int:
+        """As many as wanted; default: all there are."""
+        num = len(self.upsamplers)
+        if wanted is not None and not 0 <= wanted <= num:
+            raise ValueError(f"{wanted} upsamplers wanted; this pipeline has {num}")
+        return num if wanted is None else wanted
+
+    def check_has_prior(self) -> None:
+        """Raise where captions cannot become embeddings."""
+        if self.prior is None:
+            raise ValueError(
+                "this pipeline has no prior; without one, decode the embedding of an "
+                "image, or of the caption itself"
+            )
+
+    def check_width(self, embed: Float[Array | np.ndarray, "B P"]) -> None:
+        """Raise on embeddings of another CLIP."""
+        width = self.clip.text.projection_dim
+        if embed.shape[-1] != width:
+            raise ValueError(
+                f"image embeddings of width {embed.shape[-1]}; CLIP's have {width}"
+            )
 
 
 def keys_of(keys: Keys, index: int) -> Keys:
