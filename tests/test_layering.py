@@ -29,6 +29,7 @@ ENTRY_POINTS = {
     "previews",
     "published",
     "published_unclip",
+    "rank",
     "runs",
     "sample",
     "sampling",
