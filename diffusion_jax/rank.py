@@ -85,7 +85,7 @@ def split(model: CLIP, params: Params, **normalisation) -> tuple[ClipTowers, Par
         ProjectedVision(model.vision_model, model.projection_dim),
         **normalisation,
     )
-    return towers, build.clip_params(params)
+    return towers, build.unclip.clip_params(params)
 
 
 def of_run(workdir: str, *, step: int | None = None) -> Ranker:
