@@ -34,7 +34,7 @@ class PriorTransformer(nn.Module):
     num_layers: int = 20
     num_heads: int = 32
     head_width: int = 64
-    num_tokens: int = 77  # of the encoded text, padding included
+    num_tokens: int = 77  # of the longest encoded text, padding included
     time_width: int | None = None  # inside the time embedding; None: the transformer's
     norm_embedding: bool = False  # of the text embedding, for those of unit norm
     dtype: Any = "float32"
@@ -60,7 +60,7 @@ class PriorTransformer(nn.Module):
         """Raises unless `cond` is a caption of the sizes that the prior reads."""
         if cond.tokens is None or cond.vector is None:
             raise ValueError("a prior needs the encoded text and the text embedding")
-        if cond.tokens.shape[1] != self.num_tokens:
+        if cond.tokens.shape[1] > self.num_tokens:
             raise ValueError(
                 f"{cond.tokens.shape[1]} text tokens; the prior reads {self.num_tokens}"
             )
@@ -78,10 +78,12 @@ class PriorTransformer(nn.Module):
         cond: Conditioning,
     ) -> Float[Array, "B P"] | Conditioning:
         width = self.num_heads * self.head_width
-        length = self.num_tokens + NUM_EXTRA
-        kept, first, tokens = cond.keys_values, self.num_tokens + 1, []
-        if kept is None:
-            first = 0
+        kept, first, tokens = cond.keys_values, 0, []
+        if kept is not None:
+            length = kept["transformer_blocks.0"][0].shape[1]
+            first = length - NUM_EXTRA + 1
+        else:
+            length = cond.tokens.shape[1] + NUM_EXTRA
             tokens.append(
                 causal_transformer.embed_caption(
                     cond, width, norm_embedding=self.norm_embedding, dtype=self.dtype
@@ -94,13 +96,16 @@ class PriorTransformer(nn.Module):
                 self.num_layers, len(cond.tokens), length, width, self.dtype
             )
         h = jnp.concatenate(tokens, axis=1)
-        positions = self.param(
-            "positional_embedding", nn.initializers.normal(0.01), (1, length, width)
-        )
-        h = h + positions[:, first : first + h.shape[1]].astype(h.dtype)
+        shape = (1, self.num_tokens + NUM_EXTRA, width)
+        init = nn.initializers.normal(0.01)
+        positions = self.param("positional_embedding", init, shape)
+        ends = jnp.split(positions, [self.num_tokens], axis=1)
+        # Of a shorter text the extra tokens keep their places.
+        places = jnp.concatenate([ends[0][:, : length - NUM_EXTRA], ends[1]], axis=1)
+        h = h + places[:, first : first + h.shape[1]].astype(h.dtype)
         h, kept = causal_transformer.run_blocks(
             h,
-            causal_transformer.mask_of(cond, self.num_tokens, length),
+            causal_transformer.mask_of(cond, length - NUM_EXTRA, length),
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             dtype=self.dtype,

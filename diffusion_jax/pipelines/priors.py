@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,10 @@ Draw = Callable[[Params, Keys, Encoded, Encoded, Scale], Float[Array, "B P"]]
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionPrior:
-    """Samples with its stage; needs params "prior" and "embedding", their scale."""
+    """Samples with its stage; needs params "prior" and "embedding", their scale.
+
+    Where the sampler is `analytic_dpm`, params "eps_power" too, of `estimate_eps_power`.
+    """
 
     stage: Stage
     candidates: int = 2
@@ -67,7 +71,7 @@ class DiffusionPrior:
         if isinstance(self.stage.network, PriorTransformer):
             cond, null = (_remember(self.stage, params, c) for c in (cond, null))
         x, _ = stages.sample(
-            self.stage,
+            _informed(self.stage, params),
             params["prior"],
             keys,
             text.embed.shape[1:],
@@ -175,8 +179,9 @@ def estimate_eps_power(
 ) -> Float[Array, "steps"]:
     """What Analytic-DPM must know of the network, from a batch of pairs of the data.
 
-    It belongs to the stage's grid and to the network without guidance, of which alone
-    its optimal variance speaks. Average it over batches and give it to `analytic`.
+    It belongs to the stage's grid, and is that of the network without guidance, whose
+    optimal variance it gives. Average it over batches; it is params["eps_power"] of a
+    prior whose sampler `needs_eps_power`.
     """
     stage = prior.stage
     cond = condition(text)
@@ -186,24 +191,29 @@ def estimate_eps_power(
     return analytic_dpm.estimate_eps_power(key, denoise, stage.schedule, x0, ts)
 
 
-def analytic(
-    prior: DiffusionPrior, eps_power: Float[Array, "steps"], **options: Any
-) -> DiffusionPrior:
-    """The same prior, sampled by Analytic-DPM as in the paper (64 steps in table 3).
+def needs_eps_power(stage: Stage) -> bool:
+    """Whether the stage's sampler asks what `estimate_eps_power` finds."""
+    options = inspect.signature(stage.sampler).parameters
+    return (
+        "eps_power" in options
+        and options["eps_power"].default is inspect.Parameter.empty
+    )
 
-    Options are those of `analytic_dpm.analytic_dpm`.
-    """
-    num_steps = len(stages.times(prior.stage)) - 1
+
+def _informed(stage: Stage, params: Params) -> Stage:
+    """The stage whose sampler knows the eps_power of params, if it asks for it."""
+    if not needs_eps_power(stage):
+        return stage
+    if "eps_power" not in params:
+        raise ValueError("Analytic-DPM needs params 'eps_power': estimate_eps_power")
+    eps_power = params["eps_power"]
+    num_steps = len(stages.times(stage)) - 1
     if len(eps_power) != num_steps:
         raise ValueError(
             f"eps_power of {len(eps_power)} steps; the prior takes {num_steps}"
         )
-    sampler = functools.partial(
-        analytic_dpm.analytic_dpm, eps_power=eps_power, **options
-    )
-    return dataclasses.replace(
-        prior, stage=dataclasses.replace(prior.stage, sampler=sampler)
-    )
+    sampler = functools.partial(stage.sampler, eps_power=eps_power)
+    return dataclasses.replace(stage, sampler=sampler)
 
 
 def _remember(
