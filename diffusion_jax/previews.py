@@ -20,7 +20,7 @@ from diffusion_jax.evaluation import (
     retrieval,
     upsampling,
 )
-from diffusion_jax.pipelines import batched
+from diffusion_jax.pipelines import batched, priors
 from diffusion_jax.tasks import clip as clip_task
 from diffusion_jax.tasks import prior as prior_task
 from diffusion_jax.training.loop import OnSample
@@ -141,6 +141,7 @@ def _prior_hook(config, directory, tokenizer) -> OnSample:
         )
         image = towers.encode_image(frozen, batch["image"])
         params = build.unclip.prior_params(trained, frozen)
+        params = priors.with_eps_power(prior, params, keys[0], image, text)
         return prior(params, keys, text, nothing), image, text.embed
 
     def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.evaluation.retrieval import unit_vectors
 
-Embeddings = Float[Array | np.ndarray, "N P"]
+Embeddings = Float[Array | np.ndarray, "_ _"]  # rows; checked to be as many
 
 
 class PriorCosines(NamedTuple):

@@ -18,12 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.types import Params
 
-Embeddings = Float[Array | np.ndarray, "N P"]
-
-
 def fit(
-    image_embed: Embeddings,
-    text_embed: Embeddings,
+    image_embed: Float[Array | np.ndarray, "N P"],
+    text_embed: Float[Array | np.ndarray, "M P"],
     *,
     num_dims: int | None = None,
     explained: float = 0.99,
@@ -33,7 +30,7 @@ def fit(
     """params["codes"] of pairs of the data; on the host, in float64.
 
     As many components as explain that share of the variance around the mean, unless
-    their number is given. `num_buckets` is known by the arrays' sizes alone.
+    their number is given. The numbers of all are the sizes of the arrays.
     """
     if len(image_embed) != len(text_embed) or len(image_embed) < 2:
         raise ValueError(

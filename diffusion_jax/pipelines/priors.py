@@ -191,6 +191,20 @@ def estimate_eps_power(
     return analytic_dpm.estimate_eps_power(key, denoise, stage.schedule, x0, ts)
 
 
+def with_eps_power(
+    prior: DiffusionPrior | AutoregressivePrior,
+    params: Params,
+    key: Keys,
+    image_embed: Float[Array, "B P"],
+    text: Encoded,
+) -> Params:
+    """The params with "eps_power" of this batch, if the prior asks for one."""
+    if isinstance(prior, AutoregressivePrior) or not needs_eps_power(prior.stage):
+        return params
+    power = estimate_eps_power(prior, params, key, image_embed, text)
+    return params | {"eps_power": power}
+
+
 def needs_eps_power(stage: Stage) -> bool:
     """Whether the stage's sampler asks what `estimate_eps_power` finds."""
     options = inspect.signature(stage.sampler).parameters
