@@ -43,7 +43,7 @@ def inpaint(
         )
     mask = (mask >= 0.5).astype(jnp.float32)
     size = pipeline.size
-    known, kept = manipulations.small(images, size), 1 - shrunk(mask, size)
+    known, kept = _linear(images, size), 1 - shrunk(mask, size)
     shape = (size, size, 3)
     noise = stages.prior_noise(dalle2.keys_of(keys, dalle2.DECODER), shape)
 
@@ -62,8 +62,12 @@ def inpaint(
 
 def shrunk(mask: Float[Array, "B H W 1"], size: int) -> Float[Array, "B h w 1"]:
     """A mask of zeros and ones at another size: 1 wherever any of what is painted is."""
-    if mask.shape[1:3] == (size, size):
-        return mask
-    shape = (len(mask), size, size, 1)
-    share = jax.image.resize(mask, shape, "linear", antialias=True)
-    return (share > 1e-6).astype(jnp.float32)
+    return (_linear(mask, size) > 1e-6).astype(jnp.float32)
+
+
+def _linear(x: Float[Array, "B H W C"], size: int) -> Float[Array, "B h w C"]:
+    """By one kernel for mask and image: what is kept sees nothing of what is not."""
+    if x.shape[1:3] == (size, size):
+        return x
+    shape = (len(x), size, size, x.shape[-1])
+    return jax.image.resize(x, shape, "linear", antialias=True)
