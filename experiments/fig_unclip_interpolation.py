@@ -1,0 +1,124 @@
+"""Between two images, colour, shape and place change along one arc of embeddings.
+
+    python -m experiments.scenes_dalle2 && python -m experiments.fig_unclip_interpolation
+
+Figure 4 of arXiv:2204.06125: z_i goes along the arc from one image to the other, while
+x_T goes along its own or stays. Writes results/unclip_interpolation.csv, for every share
+of the way how many images show the first caption and how many the second, and how near
+their embeddings are to the first image's; the curves of it, and the images of some.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from absl import flags
+
+from diffusion_jax import command
+from diffusion_jax.evaluation import grids, retrieval
+from diffusion_jax.pipelines import manipulations
+from experiments import scenes_stack, unclip_figures
+from experiments.scenes_stack import Scenes, Subject
+
+SHARES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
+PAIRS_AT_ONCE = 8
+NUM_SHOWN = 3  # pairs, each with x_T on its arc and fixed
+ARC, FIXED = "x_T on its arc", "x_T of the first image"
+PANELS = {
+    "first": "shows the first caption",
+    "second": "shows the second caption",
+    "cosine": "cosine to the first image",
+}
+
+
+@functools.cache
+def interpolator(subject: Subject, is_fixed: bool) -> Callable:
+    """(codes of both ends, empty text, shares) -> images at the decoder's size."""
+
+    def interpolate(params, rows, null, shares):
+        one, other = rows
+        text = subject.pipeline.encode_text(params, null)
+        x = one.x if is_fixed else None
+        return manipulations.interpolate(
+            subject.pipeline, params, one, other, shares, text, x=x
+        )
+
+    return subject.program(interpolate, PAIRS_AT_ONCE)
+
+
+def interpolated(
+    subject: Subject, ends: tuple[Scenes, Scenes], is_fixed: bool
+) -> np.ndarray:
+    """Images at full size: a row for each pair."""
+    codes = tuple(subject.encode(scenes.images) for scenes in ends)
+    small = interpolator(subject, is_fixed)(codes, subject.null, np.float32(SHARES))
+    large = subject.enlarge(small.reshape(-1, *small.shape[2:]))
+    return large.reshape(*small.shape[:2], *large.shape[1:])
+
+
+def ends_of(subject: Subject, num_pairs: int) -> tuple[Scenes, Scenes]:
+    """Pairs of images of one object each."""
+    examples = subject.scenes("validation", 6 * num_pairs)
+    single = scenes_stack.single_objects(examples)
+    parts = slice(0, num_pairs), slice(num_pairs, 2 * num_pairs)
+    return tuple(map(single.take, parts))
+
+
+def run(subject: Subject, num_pairs: int, table: pathlib.Path) -> np.ndarray:
+    """Measures what the table does not have yet; the images of the first pairs."""
+    ends = ends_of(subject, num_pairs)
+    first = retrieval.unit_vectors(subject.embed_images(ends[0].images))
+    shown = []
+    for is_fixed, way in ((False, ARC), (True, FIXED)):
+        images = interpolated(subject, ends, is_fixed)
+        shown.append(images[:NUM_SHOWN])
+        for i, share in enumerate(SHARES):
+            setting = unclip_figures.setting_of(
+                subject, way=way, share=share, num_pairs=num_pairs
+            )
+            if unclip_figures.is_measured(table, setting):
+                continue
+            embeds = retrieval.unit_vectors(subject.embed_images(images[:, i]))
+            verified = {
+                name: scenes_stack.accuracy_of(images[:, i], scenes.captions).fraction
+                for name, scenes in zip(("first", "second"), ends, strict=True)
+            }
+            cosine = float(np.sum(embeds * first, axis=1).mean())
+            unclip_figures.add(table, setting, **verified, cosine=cosine)
+    return np.stack(shown, axis=1)
+
+
+def draw(subject: Subject, images: np.ndarray, picture: pathlib.Path) -> None:
+    """Two rows for each pair."""
+    labels = [
+        text
+        for _ in range(len(images))
+        for way in (ARC, FIXED)
+        for text in (way, *(f"{share:g}" for share in SHARES[1:]))
+    ]
+    frames = images.reshape(-1, *images.shape[3:])
+    grid = grids.captioned_grid(frames, labels, columns=len(SHARES))
+    grids.save_png(grid, picture, metadata={})
+
+
+def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
+    rows = unclip_figures.newest(table)
+    x = "share", "share of the way"
+    unclip_figures.draw_lines(rows, x, PANELS, picture, lines="way")
+
+
+def main(_: list[str]) -> None:
+    command.enable_compilation_cache()
+    out = pathlib.Path(flags.FLAGS.out)
+    table, picture = out / "unclip_interpolation.csv", out / "unclip_interpolation.png"
+    subject = scenes_stack.load(flags.FLAGS.stack)
+    draw(subject, run(subject, flags.FLAGS.num_pairs, table), picture)
+    plot(table, out / "unclip_interpolation_share.png")
+    print(f"look at {picture}")
+
+
+if __name__ == "__main__":
+    scenes_stack.define_flags()
+    flags.DEFINE_integer("num_pairs", 16, "Pairs of images behind every point.")
+    command.run(main)

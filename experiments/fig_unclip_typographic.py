@@ -1,0 +1,120 @@
+"""A word written on an image, what CLIP takes it for then, and what the decoder makes of it.
+
+    python -m experiments.scenes_dalle2 && python -m experiments.fig_unclip_typographic
+    python -m experiments.fig_unclip_typographic --published kakaobrain/karlo-v1-alpha \
+        --published_images kakaobrain/karlo-v1-alpha-image-variations \
+        --image apple.png --word iPod --labels "an apple,an iPod,a pizza"
+
+Figure 6 of arXiv:2204.06125: to a CLIP that has read, an apple with "iPod" on it is an
+iPod, but images decoded of its embedding are apples. The CLIP of the small stack has
+never seen a letter: for it a word is an unknown object, which blurs its judgement but
+cannot talk it into a label. So its bars show no more than a baseline; the second command
+is for a CLIP that reads. Writes results/unclip_typographic.csv, the probability of every
+label with the word and without; the bars of it, and the images with their variations.
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from diffusion_jax import build, command, published_unclip, unclip_runs
+from diffusion_jax.data import images as pixels
+from diffusion_jax.evaluation import grids, typographic
+from diffusion_jax.evaluation import upsampling as upsampling_scores
+from diffusion_jax.pipelines import best_of
+from experiments import colour_edits, scenes_stack, unclip_figures
+from experiments.scenes_stack import Subject
+
+NUM_SCENES, NUM_VARIATIONS = 4, 4
+WITHOUT, WITH = "as it is", "with the word"
+
+
+def scenes_of(subject: Subject) -> tuple[np.ndarray, list[str], list[list[str]]]:
+    """Images of single objects, a colour to write on each, and labels to choose from."""
+    made = colour_edits.edits(subject.scenes("validation", 32))
+    chosen = slice(0, NUM_SCENES)
+    captions, after = made.scenes.captions[chosen], made.after[chosen]
+    words = list(map(colour_edits.colour_of, after))
+    others = [
+        colour_edits.recoloured(a, "white" if "black" in (a + b) else "black")
+        for a, b in zip(captions, after, strict=True)
+    ]
+    labels = list(map(list, zip(captions, after, others, strict=True)))
+    return made.scenes.images[chosen], words, labels
+
+
+def given(file: str, word: str, labels: list[str], size: int):
+    """One image of the user's, as `scenes_of`."""
+    image = pixels.square(Image.open(file).convert("RGB"), size, crop="center")
+    return pixels.to_float(image)[None], [word], [labels]
+
+
+def run(subject: Subject, cases, size: int, out: pathlib.Path) -> None:
+    """The table anew, and a row of pictures for each image."""
+    table, shown, texts = out / "unclip_typographic.csv", [], []
+    table.unlink(missing_ok=True)
+    for number, (image, word, labels) in enumerate(zip(*cases, strict=True)):
+        pair = np.stack([image, typographic.write_on(image, word)])
+        embeds = subject.embed_images(pair)
+        shares = best_of.label_probabilities(embeds, subject.embed_texts(labels))
+        for kind, row in zip((WITHOUT, WITH), np.asarray(shares), strict=True):
+            setting = {"image": number, "word": word, "kind": kind}
+            for label, share in zip(labels, row.tolist(), strict=True):
+                setting_of_label = unclip_figures.setting_of(
+                    subject, **setting, label=label
+                )
+                unclip_figures.add(table, setting_of_label, probability=share)
+            likeliest = int(row.argmax())
+            texts.append(f"{labels[likeliest]}: {row[likeliest]:.0%}")
+        varied = subject.vary(np.repeat(embeds[1:], NUM_VARIATIONS, axis=0))
+        shown += [pair, subject.enlarge(varied)]
+        texts += ["variation"] * NUM_VARIATIONS
+    shown = [upsampling_scores.bicubic(images, size) for images in shown]
+    grid = grids.captioned_grid(np.concatenate(shown), texts, columns=6)
+    grids.save_png(grid, out / "unclip_typographic.png", metadata={})
+
+
+def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
+    """The probabilities of the labels of every image, with the word and without."""
+    rows = unclip_figures.newest(table)
+    by_label: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        name = f"{row['label']} ({row['image']}: {row['word']!r})"
+        both = by_label.setdefault((row["image"], row["label"]), {"label": name})
+        both[row["kind"]] = row["probability"]
+    panels = {WITHOUT: "as it is", WITH: "with the word"}
+    unclip_figures.draw_bars(list(by_label.values()), "label", panels, picture)
+
+
+def main(_: list[str]) -> None:
+    command.enable_compilation_cache()
+    out, options = pathlib.Path(flags.FLAGS.out), flags.FLAGS
+    if options.published:
+        if not (options.image and options.word and options.labels):
+            raise build.ConfigError("--published needs --image, --word and --labels")
+        model = published_unclip.load(
+            options.published, image_name=options.published_images
+        )
+        subject = Subject(unclip_runs.Stack(*model, configs={}))
+    else:
+        subject = scenes_stack.load(options.stack)
+    size = subject.pipeline.clip.image.vision_model.image_size
+    if options.image:
+        cases = given(options.image, options.word, options.labels, size)
+    else:
+        cases = scenes_of(subject)
+    run(subject, cases, size, out)
+    plot(out / "unclip_typographic.csv", out / "unclip_typographic_bars.png")
+    print(f"look at {out / 'unclip_typographic.png'}")
+
+
+if __name__ == "__main__":
+    scenes_stack.define_flags()
+    flags.DEFINE_string("published", None, "A published unCLIP instead of the stack.")
+    flags.DEFINE_string("published_images", None, "That which has its image tower.")
+    flags.DEFINE_string("image", None, "A picture; else some of the scenes.")
+    flags.DEFINE_string("word", None, "What to write on it.")
+    flags.DEFINE_list("labels", [], "Captions to choose from.")
+    command.run(main)

@@ -1,0 +1,208 @@
+"""What `experiments.scenes_dalle2` measures of the stack that it trained.
+
+Every group is a function of (stack, directory for its pictures, number of captions of
+each split) to named numbers. "held_in" is the validation split; the captions of the
+test split, "held_out", have pairs of colour and shape that training never shows.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from diffusion_jax import build
+from diffusion_jax.data import degradation, scene_verifier
+from diffusion_jax.evaluation import embedding_cosines, grids, reconstruction
+from diffusion_jax.evaluation import upsampling as upsampling_scores
+from diffusion_jax.pipelines import best_of
+from experiments import colour_edits, scenes_stack
+from experiments.scenes_stack import Subject
+
+SPLITS = {"held_in": "validation", "held_out": "test"}
+NUM_CANDIDATES = 4  # of each caption, for the best by CLIP
+NUM_SHOWN = 12  # samples of each split
+NUM_PICTURES = 8
+NUM_FOR_MEAN = 1024  # training images behind the mean embedding
+SCALES = (1.0, 2.0)  # of the guidance, among which text diffs choose
+
+Numbers = dict[str, float]
+
+
+def text_to_image(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
+    """One draw of each caption, and the best of some by CLIP, verified at full size."""
+    result, shown = {}, []
+    for name, split in SPLITS.items():
+        captions = subject.scenes(split, num).captions
+        first, chosen = draws(subject, captions)
+        found = scenes_stack.accuracy_of(first, captions)
+        result[f"accuracy_{name}"] = found.fraction
+        result[f"accuracy_{name}_low"] = found.low
+        result[f"accuracy_{name}_high"] = found.high
+        of_best = scenes_stack.accuracy_of(chosen, captions)
+        result[f"accuracy_{name}_best_of_{NUM_CANDIDATES}"] = of_best.fraction
+        part = slice(0, NUM_SHOWN)
+        shown.append((first[part], captions[part], found.verdicts[part]))
+    images, captions, verdicts = map(np.concatenate, zip(*shown, strict=True))
+    captions = captions.tolist()
+    picture = grids.captioned_grid(images, captions, columns=6, correct=verdicts)
+    metadata = {"prompts": json.dumps(captions)}
+    grids.save_png(picture, out / "samples.png", metadata=metadata)
+    return result
+
+
+def draws(
+    subject: Subject, captions: list[str], num: int = NUM_CANDIDATES
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first of some draws of each caption, and the best by CLIP; at full size.
+
+    They are ranked at the size that CLIP sees, so that only the best are enlarged.
+    """
+    repeated = [caption for caption in captions for _ in range(num)]
+    small = subject.enlarge(subject.draw(repeated), last=1)
+    embeds = subject.embed_images(small), subject.embed_texts(captions)
+    ranked = jax.jit(best_of.ranked)(small, *embeds)
+    drawn = small[::num], np.asarray(ranked.images[:, 0])
+    first, best = (subject.enlarge(images, first=1) for images in drawn)
+    return first, best
+
+
+def cosines(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
+    """How near the embeddings of both priors are to what they should be near to."""
+    other = scenes_stack.load(out, prior="codes_prior")
+    mean = mean_embedding(subject)
+    result = {}
+    for name, split in SPLITS.items():
+        for prior, owner in (("prior", subject), ("codes_prior", other)):
+            found = cosines_of(owner, split, num, mean)
+            named = found._asdict().items()
+            result |= {f"{prior}_{key}_{name}": value for key, value in named}
+    return result
+
+
+def cosines_of(
+    subject: Subject, split: str, num: int, mean: np.ndarray
+) -> embedding_cosines.PriorCosines:
+    scenes = subject.scenes(split, num)
+    drawn = subject.draw_embedding(scenes.captions)
+    image = subject.embed_images(scenes.images)
+    text = subject.embed_texts(scenes.captions)
+    return embedding_cosines.prior_cosines(drawn, image, text, mean)
+
+
+def mean_embedding(subject: Subject) -> np.ndarray:
+    """Of images that were trained on."""
+    scenes = subject.scenes("train", NUM_FOR_MEAN)
+    return subject.embed_images(scenes.images).mean(axis=0)
+
+
+def variations(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
+    """Whether images of z_i alone, x_T drawn anew (eta = 1), show the same caption."""
+    scenes = subject.scenes("validation", num // 2)
+    code = subject.encode(scenes.images)
+    guidance = subject.pipeline.decoder.guidance
+    made = {
+        "reconstruction": subject.redraw(code),
+        "variation": subject.redraw(code, scale=guidance, eta=1.0),
+    }
+    large = {name: subject.enlarge(images) for name, images in made.items()}
+    originals = subject.scenes("validation", num // 2, _last(subject)).images
+    small = upsampling_scores.bicubic(scenes.images, subject.pipeline.size)
+    result = {
+        "reconstruction_psnr_small": float(
+            reconstruction.psnr(np.asarray(small), made["reconstruction"])
+        )
+    }
+    for name, images in large.items():
+        found = scenes_stack.accuracy_of(images, scenes.captions)
+        result[f"{name}_accuracy"] = found.fraction
+        result[f"{name}_difference"] = float(np.abs(images - originals).mean())
+    part = slice(0, NUM_PICTURES)
+    rows = {"original": originals[part]}
+    rows |= {name: images[part] for name, images in large.items()}
+    picture = grids.labelled_rows(rows)
+    grids.save_png(picture, out / "reconstructions.png", metadata={})
+    return result
+
+
+def text_diffs(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
+    """Colours changed by captions: theta chosen on a half of the validation images."""
+    validation = subject.scenes("validation", 2 * num)
+    halves = validation.take(slice(0, num // 2)), validation.take(slice(num, None))
+    for_choice, reported = map(colour_edits.edits, halves)
+    shares = colour_edits.sweep(subject, for_choice, scales=SCALES)
+    theta, scale = colour_edits.best(shares)
+    test = colour_edits.edits(subject.scenes("test", num), may_be_held_out=True)
+    result = {"text_diff_theta": theta, "text_diff_scale": scale}
+    result["text_diff_chosen_on"] = shares[theta, scale]
+    for name, edits in (("held_in", reported), ("held_out", test)):
+        edited = colour_edits.apply(subject, edits, theta, scale)
+        result[f"text_diff_{name}"] = colour_edits.share_of_successes(
+            edited, edits.scenes.images, edits.after
+        )
+        result[f"text_diff_{name}_images"] = len(edits.after)
+    return result
+
+
+def upsampling(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
+    """Each upsampler on what it was trained to enlarge, and all on blurred images."""
+    stages = subject.pipeline.upsamplers
+    result = {}
+    for i, stage in enumerate(stages):
+        score = compare(subject, stage.name, i, i + 1, num // 2)
+        result |= {f"{stage.name}_{key}": value for key, value in score.items()}
+    if len(stages) > 1:
+        score = compare(subject, stages[0].name, 0, len(stages), num // 2)
+        result |= {f"cascade_{key}": value for key, value in score.items()}
+    return result
+
+
+def compare(subject: Subject, degraded_as: str, first: int, last: int, num: int):
+    """PSNR and accuracy of the upsamplers [first, last) and of bicubic enlargement."""
+    stages = subject.pipeline.upsamplers
+    scenes = subject.scenes("validation", num, stages[last - 1].name)
+    low_size = subject.stack.configs[stages[first].name].upsampler.low_size
+    low_res = degraded(subject, degraded_as, scenes.images, low_size)
+    enlarged = subject.enlarge(low_res, first=first, last=last)
+    found = upsampling_scores.compare(
+        scenes.images,
+        low_res,
+        enlarged,
+        verify=scene_verifier.shows,
+        captions=scenes.captions,
+    )
+    return {
+        f"{kind}_{measure}": value
+        for kind, score in found._asdict().items()
+        for measure, value in (
+            ("psnr", score.psnr),
+            ("accuracy", score.accuracy.fraction),
+        )
+    }
+
+
+def degraded(
+    subject: Subject, stage: str, images: np.ndarray, low_size: int
+) -> np.ndarray:
+    """Small images as the stage was trained on; those that are blurred at random, all."""
+    options = dict(subject.stack.configs[stage].upsampler.degradation)
+    if "probability" in options:
+        options["probability"] = 1.0
+    degrade = build.choose("degradation", degradation.DEGRADATIONS, options)
+    rng = np.random.default_rng(0)
+    times = images.shape[1] // low_size
+    return np.clip([degrade(image, times, rng) for image in images], -1, 1)
+
+
+def _last(subject: Subject) -> str:
+    return subject.pipeline.upsamplers[-1].name
+
+
+GROUPS: dict[str, Callable[[Subject, pathlib.Path, int], Numbers]] = {
+    "text_to_image": text_to_image,
+    "cosines": cosines,
+    "variations": variations,
+    "text_diffs": text_diffs,
+    "upsampling": upsampling,
+}

@@ -1,0 +1,117 @@
+"""The autoregressive prior against the diffusion prior, and that by Analytic-DPM.
+
+    python -m experiments.scenes_dalle2 && python -m experiments.table_unclip_priors
+
+Section 2.2 of arXiv:2204.06125, with the 64 steps of its table 3. Writes
+results/unclip_priors.csv: cosines of the drawn embeddings of unseen captions to their
+images, to their texts and to other images (and those of text and mean embedding, which a
+prior has to beat), the share of decoded images that show their caption, and the seconds
+that all embeddings of a split take; and the bars of it.
+"""
+
+import dataclasses
+import pathlib
+import time
+
+import jax
+import numpy as np
+from absl import flags
+
+from diffusion_jax import command
+from diffusion_jax.pipelines import priors
+from experiments import scenes_measures, scenes_stack, tables, unclip_figures
+from experiments.scenes_stack import Subject
+
+STEPS = 64
+FITTED_BATCHES = 4  # training images behind Analytic-DPM's variances, in BATCHes
+SPLITS = {"held_in": "validation", "held_out": "test"}
+PANELS = {
+    "image_held_in": "cosine to the image",
+    "image_held_out": "the same, held-out",
+    "accuracy_held_in": "shows its caption",
+    "accuracy_held_out": "the same, held-out",
+    "seconds": "seconds",
+}
+
+
+def analytic(subject: Subject) -> Subject:
+    """The diffusion prior by Analytic-DPM, whose variances training images tell."""
+    pipeline, params = subject.pipeline, subject.params
+    scenes = subject.scenes("train", FITTED_BATCHES * scenes_stack.BATCH)
+    embeds = subject.embed_images(scenes.images)
+
+    @jax.jit
+    def estimate(params, key, image_embed, tokens):
+        text = pipeline.encode_text(params, tokens).prior
+        return priors.estimate_eps_power(pipeline.prior, params, key, image_embed, text)
+
+    batches = np.split(np.arange(len(embeds)), FITTED_BATCHES)
+    tokens = subject.tokens(scenes.captions)
+    powers = [
+        estimate(params, jax.random.key(i), embeds[rows], tokens[rows])
+        for i, rows in enumerate(batches)
+    ]
+    eps_power = sum(powers) / len(powers)
+    return subject.with_prior(priors.analytic(pipeline.prior, eps_power))
+
+
+def subjects(directory: str) -> dict[str, Subject]:
+    diffusion = scenes_stack.load(directory, prior="prior")
+    prior = diffusion.pipeline.prior
+    stage = dataclasses.replace(prior.stage, steps=STEPS)
+    longer = diffusion.with_prior(dataclasses.replace(prior, stage=stage))
+    sampler = diffusion.stack.configs["prior"].sampling.sampler.name
+    steps = prior.stage.steps
+    return {
+        f"diffusion, {sampler}, {steps} steps": diffusion,
+        f"diffusion, {sampler}, {STEPS} steps": longer,
+        f"diffusion, Analytic-DPM, {STEPS} steps": analytic(longer),
+        "autoregressive": scenes_stack.load(directory, prior="codes_prior"),
+    }
+
+
+def measure(subject: Subject, num_captions: int, mean: np.ndarray) -> dict[str, float]:
+    result = {}
+    for name, split in SPLITS.items():
+        found = scenes_measures.cosines_of(subject, split, num_captions, mean)
+        result |= {f"{key}_{name}": value for key, value in found._asdict().items()}
+        captions = subject.scenes(split, num_captions).captions
+        start = time.monotonic()
+        embed = subject.draw_embedding(captions)  # compiled above
+        result["seconds"] = time.monotonic() - start
+        images = subject.enlarge(subject.draw(captions, embed=embed))
+        share = scenes_stack.accuracy_of(images, captions).fraction
+        result[f"accuracy_{name}"] = share
+    return result
+
+
+def run(directory: str, num_captions: int, table: pathlib.Path) -> None:
+    """Measures what the table does not have yet."""
+    for name, subject in subjects(directory).items():
+        setting = unclip_figures.setting_of(
+            subject, prior=name, num_captions=num_captions
+        )
+        if not unclip_figures.is_measured(table, setting):
+            mean = scenes_measures.mean_embedding(subject)
+            measured = measure(subject, num_captions, mean)
+            unclip_figures.add(table, setting, **measured)
+
+
+def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
+    newest = {row["prior"]: row for row in tables.read_rows(table)}
+    unclip_figures.draw_bars(list(newest.values()), "prior", PANELS, picture)
+
+
+def main(_: list[str]) -> None:
+    command.enable_compilation_cache()
+    out = pathlib.Path(flags.FLAGS.out)
+    table, picture = out / "unclip_priors.csv", out / "unclip_priors.png"
+    run(flags.FLAGS.stack, flags.FLAGS.num_captions, table)
+    plot(table, picture)
+    print(f"look at {picture}")
+
+
+if __name__ == "__main__":
+    scenes_stack.define_flags()
+    flags.DEFINE_integer("num_captions", 128, "Captions of each split.")
+    command.run(main)

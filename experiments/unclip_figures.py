@@ -1,0 +1,108 @@
+"""What the experiments on the small DALL·E 2 share: their rows, and lines drawn of them.
+
+A row names the weights that it was measured with: rows of others are kept, but neither
+taken for measured nor drawn.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from diffusion_jax.evaluation import figures
+from diffusion_jax.training import checkpoint
+from experiments import tables
+from experiments.sampler_figures import MARKERS
+from experiments.scenes_stack import Subject
+
+Rows = Sequence[Mapping[str, str]]
+
+
+def setting_of(subject: Subject, **values: object) -> dict[str, object]:
+    """What tells a row from others."""
+    return {"weights": weights_of(subject)} | values
+
+
+@functools.cache
+def weights_of(subject: Subject) -> str:
+    """A short name of the parameters."""
+    sums = json.dumps(checkpoint.fingerprint(subject.params), sort_keys=True)
+    return hashlib.sha256(sums.encode()).hexdigest()[:12]
+
+
+def is_measured(table: pathlib.Path, setting: Mapping[str, object]) -> bool:
+    return tables.has_row(tables.read_rows(table), **setting)
+
+
+def add(table: pathlib.Path, setting: Mapping[str, object], **measured: float) -> None:
+    """A row of the setting and what was measured, which is printed too."""
+    values = {name: f"{value:.4f}" for name, value in measured.items()}
+    tables.append_row(table, {**setting, **values, **tables.provenance()})
+    print({name: setting[name] for name in setting if name != "weights"} | values)
+
+
+def newest(table: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of the weights that were measured last."""
+    rows = tables.read_rows(table)
+    return [row for row in rows if row["weights"] == rows[-1]["weights"]]
+
+
+def draw_lines(
+    rows: Rows,
+    x: tuple[str, str],
+    panels: Mapping[str, str],
+    out: pathlib.Path,
+    *,
+    lines: str | None = None,
+    logarithmic: bool = False,
+) -> None:
+    """A panel for each column (name -> label) over the column `x`, (name, label).
+
+    `lines` is the column that tells the lines of a panel apart.
+    """
+    figure = figures.new_figure(3.2)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    names = list(dict.fromkeys(row[lines] for row in rows)) if lines else [""]
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for (column, label), panel in zip(panels.items(), axes, strict=True):
+        figures.tidy(panel)
+        styles = zip(names, figures.PALETTE, MARKERS, strict=False)
+        for name, colour, marker in styles:
+            points = sorted(
+                (float(row[x[0]]), float(row[column]))
+                for row in rows
+                if row[column] and (not lines or row[lines] == name)
+            )
+            style = dict(color=colour, marker=marker, markersize=4, linewidth=1.4)
+            panel.plot(*zip(*points, strict=True), label=name, **style)
+        if logarithmic:
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:g}")
+        panel.set_xlabel(x[1], fontsize=9, color=figures.INK)
+        panel.set_title(label, fontsize=10, color=figures.INK)
+    if lines:
+        handles, labels = axes[0].get_legend_handles_labels()
+        style = dict(fontsize=9, frameon=False, labelcolor=figures.INK)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=len(names), **style
+        )
+    figures.save_figure(figure, out, metadata={"rows": str(len(rows))})
+
+
+def draw_bars(rows: Rows, name: str, panels: Mapping[str, str], out: pathlib.Path):
+    """A panel for each column (name -> label), in it a bar for each row, by its `name`."""
+    figure = figures.new_figure(0.9 + 0.42 * len(rows))
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    labels = [row[name] for row in rows]
+    for (column, label), panel in zip(panels.items(), axes, strict=True):
+        figures.tidy(panel)
+        values = [float(row[column]) if row[column] else 0.0 for row in rows]
+        bars = panel.barh(labels, values, height=0.6, color=figures.PALETTE[0])
+        texts = [f"{float(row[column]):.2f}" if row[column] else "-" for row in rows]
+        panel.bar_label(bars, texts, padding=3, fontsize=8, color=figures.INK)
+        panel.margins(x=0.25)
+        panel.set_title(label, fontsize=10, color=figures.INK)
+    axes[0].invert_yaxis()
+    figures.save_figure(figure, out, metadata={"rows": str(len(rows))})
