@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.types import Params
 
+
 def fit(
     image_embed: Float[Array | np.ndarray, "N P"],
     text_embed: Float[Array | np.ndarray, "M P"],

@@ -36,7 +36,7 @@ NULL = Encoded(*(0.5 * a[:1] if a.dtype != bool else a[:1] for a in TEXT))
 SCALE = {"mean": numbers(WIDTH), "std": jnp.asarray([0.1, 0.5, 1.0, 3.0])}
 
 
-def drawn(module, *inputs, size=0.3):
+def drawn(module, *inputs, size=1.0):
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     return jax.tree.map(lambda like: size * numbers(*like.shape), shapes)
 
@@ -183,7 +183,7 @@ DOT = jnp.asarray([0, 3, 7])
 @functools.cache
 def code_params():
     codes = jnp.zeros((1, CODES.num_dims), jnp.int32)
-    return drawn(CODES, codes, DOT[:1], condition(NULL), size=1.0)
+    return drawn(CODES, codes, DOT[:1], condition(NULL))
 
 
 @functools.partial(jax.jit, static_argnames=("is_guided", "temperature"))
