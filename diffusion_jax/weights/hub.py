@@ -18,12 +18,14 @@ from collections.abc import Iterable
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-from diffusion_jax.weights import directory, tensors
+from diffusion_jax.weights import directory, image_config, karlo, tensors
 
 ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)")
 TIMEOUT = 10.0  # seconds
 MODULES = ("unet", "vae", *directory.TEXTS)
 PLAIN_DIRECTORIES = ("tokenizer", "tokenizer_2", "scheduler")
+KARLO_DIRECTORIES = ("tokenizer", "feature_extractor", *karlo.SCHEDULERS)
+IS_KARLO = "text_proj/"  # which no other family has
 SUFFIXES = (".json", ".txt", ".safetensors")
 TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
@@ -80,15 +82,18 @@ def choose(
         hint = f"; to read one file, name it: {tensors.shown(files)}" if files else ""
         raise FileNotFoundError(f"{repo} has no {directory.INDEX}{hint}")
     wanted = [directory.INDEX]
+    modules, plain = MODULES, PLAIN_DIRECTORIES
+    if any(name.startswith(IS_KARLO) for name in names):
+        modules, plain = karlo.MODULES, KARLO_DIRECTORIES
     there = {
         module: [n.split("/")[1] for n in names if re.fullmatch(rf"{module}/[^/]+", n)]
-        for module in (*MODULES, *PLAIN_DIRECTORIES)
+        for module in (*modules, *plain)
     }
-    has_variant = any(variant in tensors.variants(there[m]) for m in MODULES)
+    has_variant = any(variant in tensors.variants(there[m]) for m in modules)
     if variant is not None and not has_variant:
         raise ValueError(f"{repo} has no variant {variant!r}")
     for module, files in there.items():
-        if files and module in MODULES:
+        if files and module in modules:
             own = variant if variant in tensors.variants(files) else None
             files = ["config.json", *weight_files(files, own, f"{repo}/{module}")]
         wanted += [f"{module}/{n}" for n in files if n.endswith(SUFFIXES)]
@@ -139,16 +144,27 @@ def check_complete(root: pathlib.Path, inner: str, variant: str | None) -> None:
         if any((root / name).is_file() for name in ("vocab.json", "tokenizer.json")):
             return
         raise FileNotFoundError(f"{directory.INDEX} is not there")
-    parts = directory.components(root, directory.read_index(root))
-    modules = [name for name in parts if name in MODULES]
-    directory.open_tensors(root, modules, variant)
-    wanted = [("scheduler", (directory.SCHEDULER_CONFIG,))]
-    wanted += [(n, ("vocab.json", "merges.txt")) for n in parts if "tokenizer" in n]
+    kinds = (*directory.PLAIN, *directory.XL, *karlo.PIPELINES)
+    index = directory.read_index(root, kinds)
+    is_karlo = index["_class_name"] in karlo.PIPELINES
+    parts = (karlo if is_karlo else directory).components(root, index)
+    known = karlo.MODULES if is_karlo else MODULES
+    directory.open_tensors(root, [n for n in parts if n in known], variant)
+    wanted = [(n, _plain_files(n)) for n in parts if n not in known]
     for name, files in wanted:
-        whole = name != "scheduler" and (root / name / "tokenizer.json").is_file()
+        whole = "tokenizer" in name and (root / name / "tokenizer.json").is_file()
         missing = [f for f in files if not (root / name / f).is_file()]
         if missing and not whole:
             raise FileNotFoundError(f"{name}/ lacks {', '.join(missing)}")
+
+
+def _plain_files(name: str) -> tuple[str, ...]:
+    """What a directory without tensors has."""
+    if "tokenizer" in name:
+        return ("vocab.json", "merges.txt")
+    if name == "feature_extractor":
+        return (image_config.FILE,)
+    return (directory.SCHEDULER_CONFIG,)
 
 
 def _snapshot(repo: str) -> pathlib.Path | None:
