@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from diffusion_jax.data import records
 
-Pixels = Float[np.ndarray, "H W C"]
+Pixels = Float[np.ndarray, "_ _ C"]  # of any height and width
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 MAX_PIXELS = 2**26  # 8192 x 8192; more is taken for a decompression bomb
@@ -95,7 +95,7 @@ def resize(
     image: Pixels,
     size: tuple[int, int],
     *,
-    box: tuple[float, float, float, float] | None = None,
+    box: tuple[int, int, int, int] | None = None,
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Pixels:
     """To (height, width), antialiased and unrounded; bicubic results may overshoot.
