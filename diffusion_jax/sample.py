@@ -14,6 +14,13 @@
     --to_prompt "a dog" --to_seed 1 --frames 16    from one image to another
     --latents noise.npy --array images.npy         to compare with other programs
 
+    python -m diffusion_jax.sample --pipeline dalle2 --weights kakaobrain/karlo-v1-alpha \
+        --prompt "a portrait of a fox" --prior_guidance 4 --guidance 8 --out foxes
+
+    python -m diffusion_jax.sample --pipeline dalle2 --workdir runs/scenes \
+        --mode text_diff --init_image red.png --before "a red circle" \
+        --prompt "a blue circle" --frames 5 --out edit.png
+
 `--weights` is a directory as diffusers writes it, a single safetensors file, or an id of
 the hub. Image i of a seed is the same whatever `--batch` and the number of devices; every
 PNG says how it was made, and `python -m diffusion_jax.inspect IMAGE` prints the command.
@@ -22,11 +29,23 @@ PNG says how it was made, and `python -m diffusion_jax.inspect IMAGE` prints the
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 from absl import flags
 
 from diffusion_jax import build, command
-from diffusion_jax.sampling import conflicts, making, outputs, plans, progress, reports
+from diffusion_jax.sampling import (
+    conflicts,
+    making,
+    outputs,
+    plans,
+    progress,
+    reports,
+    unclip_flags,
+    unclip_making,
+    unclip_plans,
+    unclip_reports,
+)
 from diffusion_jax.sampling.plans import Plan
 from diffusion_jax.sampling.wanted import MAX_SEED
 from diffusion_jax.types import Params
@@ -40,6 +59,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     _define_images(here)
     _define_steps(here)
     _define_starts(here)
+    unclip_flags.define(here)
     text, truth = flags.DEFINE_string, flags.DEFINE_bool
     text("out", None, "A .png file, or a directory for one PNG per image.", **here)
     text("array", None, "Also all images as floats in [-1, 1], .npy, NHWC.", **here)
@@ -121,19 +141,29 @@ def run(chosen: flags.FlagValues) -> None:
     if chosen.list_samplers:
         print(reports.samplers_and_grids())
         return
-    plan = plans.make(chosen)
-    for line in reports.cut(plan):
+    is_unclip = unclip_flags.is_wanted(chosen)
+    if is_unclip:
+        plan, inputs = unclip_plans.make(chosen), unclip_flags.inputs(chosen)
+        warnings, planned = unclip_reports.warnings, unclip_reports.planned
+    else:
+        unclip_flags.check_absent(chosen)
+        plan, inputs = plans.make(chosen), conflicts.inputs(chosen)
+        warnings, planned = reports.cut, reports.planned
+    for line in warnings(plan):
         print(f"warning: {line}", file=sys.stderr)
     if chosen.dry_run:
-        print(reports.planned(plan))
+        print(planned(plan))
         return
     is_run = chosen.workdir is not None
     default = OUT_OF_RUN if is_run else OUT_OF_WEIGHTS
     out = outputs.place(chosen.out or default, chosen.array, of_run=is_run)
-    outputs.check_inputs_kept(out, plan, conflicts.inputs(chosen))
+    outputs.check_inputs_kept(out, plan, inputs)
     if not chosen.overwrite:
         outputs.check_not_lost(out, plan)
-    make(plan, out, *load(plan))
+    if is_unclip:
+        make_unclip(plan, out)
+    else:
+        make(plan, out, *load(plan))
 
 
 def load(plan: Plan) -> tuple[Params, Params | None]:
@@ -161,12 +191,38 @@ def make(
         on_step=tell.step,
         on_batch=tell.begin,
     )
+    batches = generate(params, plan.images, plan.start, plan.to_prompt, refiner_params)
+    write(plan, out, _told(batches, tell))
+
+
+def _told(
+    batches: Iterator[making.Batch], tell: progress.Reporter
+) -> Iterator[making.Batch]:
+    for batch in batches:
+        tell.end()
+        yield batch
+
+
+def make_unclip(plan: unclip_plans.Plan, out: outputs.Out) -> None:
+    """As `make`, with the weights of every stage."""
+    try:
+        params = plan.model.load()
+    except ValueError as error:
+        raise build.ConfigError(str(error)) from error
+    tell = progress.reporter(plan.best_of * len(plan.images), unit="stage")
+    generate = unclip_making.maker(
+        plan, on_stage=tell.step, on_batch=tell.begin, on_done=tell.end
+    )
+    write(plan, out, generate(params))
+
+
+def write(
+    plan: outputs.Plan, out: outputs.Out, batches: Iterator[making.Batch]
+) -> None:
+    """Images as they come, and at last what holds several of them."""
     made: outputs.Made = {}
     try:
-        for batch, images in generate(
-            params, plan.images, plan.start, plan.to_prompt, refiner_params
-        ):
-            tell.end()
+        for batch, images in batches:
             for one, image in zip(batch, images):
                 if out.has_several:
                     made[one.position] = image

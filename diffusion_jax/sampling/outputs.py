@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -14,12 +14,22 @@ from PIL import Image
 from diffusion_jax import build
 from diffusion_jax.evaluation import grids
 from diffusion_jax.sampling import records
-from diffusion_jax.sampling.plans import Plan
 from diffusion_jax.sampling.wanted import Wanted
 
 COLUMNS = 4
 ROUNDING = ("batch", "pad_batch")  # flags that change no more than that
 Made = dict[int, Float[np.ndarray, "H W 3"]]  # images by position
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """What is told of images, and where they go; every pipeline's plan has it."""
+
+    images: list[Wanted]
+    flags: dict[str, Any]  # those that all images share, as a record has them
+    together: dict[str, Any]  # those that make all images in one go
+    sampler: str
+    model: Any  # its name, and `facts`
 
 
 class Out(NamedTuple):
@@ -61,11 +71,13 @@ def place(out: str, array: str | None, *, of_run: bool) -> Out:
 
 def flags_of(plan: Plan, one: Wanted) -> dict[str, Any]:
     """The flags that make one image of the plan."""
-    own = dict(prompt=one.prompt)
+    own = {} if one.prompt is None else dict(prompt=one.prompt)
     if one.negative:
         own["negative"] = one.negative
     own |= dict(seed=one.seed, first_index=one.index, guidance=one.guidance)
-    if one.frame is None:
+    if one.own is not None:
+        own |= one.own
+    elif one.frame is None:
         own["num_images"] = 1
     else:
         own["frame"] = one.frame
@@ -77,10 +89,17 @@ def texts_of(plan: Plan, one: Wanted) -> dict[str, str]:
     flags = flags_of(plan, one)
     facts = {}
     if plan.model.facts is not None:
-        facts = {"prompt": one.prompt, "index": str(one.index)}
+        facts = {"prompt": one.prompt or "", "index": str(one.index)}
         facts |= plan.model.facts(one.seed, one.negative)
-        flags["step"] = int(facts["checkpoint_step"])
+        flags |= _step(facts)
     return records.texts(flags, sampler=plan.sampler, model=plan.model.name) | facts
+
+
+def _step(facts: Mapping[str, str]) -> dict[str, int]:
+    """The flag of a run's checkpoint; a model of several runs has none."""
+    if "checkpoint_step" not in facts:
+        return {}
+    return {"step": int(facts["checkpoint_step"])}
 
 
 def save(
@@ -182,9 +201,16 @@ def _save_sheet(
 ) -> None:
     """All images with their prompts; its record makes the sheet again."""
     first = chosen[0]
-    prompts = [one.prompt for one in chosen]
+    prompts = [caption_of(one) for one in chosen]
     sheet = grids.captioned_grid(images, prompts, columns=min(COLUMNS, len(images)))
     grids.save_png(sheet, path, metadata=_texts_of_sheet(plan, first, path.name))
+
+
+def caption_of(one: Wanted) -> str:
+    """What stands beneath an image on a sheet."""
+    if one.own is not None:  # frames of one prompt
+        return ", ".join(f"{name} {value}" for name, value in one.own.items())
+    return one.prompt or f"seed {one.seed}, {one.index}"
 
 
 def _flags_of_sheet(plan: Plan, name: str) -> dict[str, Any]:
@@ -193,10 +219,10 @@ def _flags_of_sheet(plan: Plan, name: str) -> dict[str, Any]:
 
 def _texts_of_sheet(plan: Plan, first: Wanted, name: str) -> dict[str, str]:
     flags = _flags_of_sheet(plan, name)
-    prompts = list(dict.fromkeys(one.prompt for one in plan.images))
+    prompts = list(dict.fromkeys(one.prompt or "" for one in plan.images))
     facts = {}
     if plan.model.facts is not None:
         facts = plan.model.facts(first.seed, first.negative)
-        flags["step"] = int(facts["checkpoint_step"])
+        flags |= _step(facts)
         facts["prompt"] = json.dumps(prompts, ensure_ascii=False)
     return records.texts(flags, sampler=plan.sampler, model=plan.model.name) | facts

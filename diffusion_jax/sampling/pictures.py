@@ -27,6 +27,31 @@ def read(path: str | pathlib.Path) -> Image.Image:
         ) from error
 
 
+def read_mask(path: str | pathlib.Path, picture: Image.Image) -> Image.Image:
+    """A mask, which must be of the picture's size."""
+    mask = read(path)
+    if size_of(mask) != size_of(picture):
+        raise build.ConfigError(
+            "the mask is of {} x {} pixels (height x width), the image of {} x {}".format(
+                *size_of(mask), *size_of(picture)
+            )
+        )
+    return mask
+
+
+def check_paints(mask: Float[np.ndarray, "H W 1"], name: str) -> None:
+    """Raises for a mask that keeps everything."""
+    if not (mask >= 0.5).any():
+        raise build.ConfigError(f"{name} is black: white is where to paint")
+
+
+def square(picture: Image.Image) -> Image.Image:
+    """What is in the middle, of the shorter side."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
 def size_of(image: Image.Image) -> Size:
     return image.height, image.width
 

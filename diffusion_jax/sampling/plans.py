@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,15 +74,19 @@ def make(chosen: flags.FlagValues) -> Plan:
 
 
 def samplers() -> dict[str, Any]:
-    """Those that need nothing but steps: no clean image, as `repaint` does."""
-    return {name: sampler for name, sampler in SAMPLERS.items() if name != "repaint"}
+    """Those that need nothing but steps: no clean image, and nothing of the data."""
+    return {k: v for k, v in SAMPLERS.items() if k not in ("repaint", "analytic_dpm")}
 
 
 def sampler_of(model: Model) -> str:
     """The name of its sampler, whatever its options."""
     if model.sampler is not None:
         return model.sampler
-    sampler = model.pipeline.unet.sampler
+    return name_of(model.pipeline.unet.sampler)
+
+
+def name_of(sampler: Callable) -> str:
+    """The key of a sampler among SAMPLERS, whatever its options."""
     while isinstance(sampler, functools.partial):
         sampler = sampler.func
     names = [name for name, one in SAMPLERS.items() if one is sampler]
@@ -299,16 +304,9 @@ def _start(chosen: flags.FlagValues, pipeline: StableDiffusion, picture: Any) ->
                 "this model needs a --mask: white is where to paint"
             )
         return Start(image, noise=noise)
-    mask = pictures.read(path(chosen.mask))
-    if pictures.size_of(mask) != pictures.size_of(picture):
-        raise build.ConfigError(
-            "the mask is of {} x {} pixels (height x width), the image of {} x {}".format(
-                *pictures.size_of(mask), *pictures.size_of(picture)
-            )
-        )
+    mask = pictures.read_mask(path(chosen.mask), picture)
     mask = pictures.to_mask(mask, size)
-    if not (mask >= 0.5).any():
-        raise build.ConfigError(f"{chosen.mask} is black: white is where to paint")
+    pictures.check_paints(mask, chosen.mask)
     return Start(image, mask, noise, from_noise=strength(chosen) == 1)
 
 

@@ -14,12 +14,17 @@ class Reporter(NamedTuple):
     """Functions that tell how far the work is."""
 
     begin: Callable[[int], None]  # a batch of so many images
-    step: Callable[[int, int], None]  # so many steps are done, of how many
+    step: Callable[[int, int], None]  # so many steps, or others, are done, of how many
     end: Callable[[], None]  # the batch is done
 
 
-def reporter(num_images: int, stream: TextIO | None = None) -> Reporter:
-    """Says once that it compiles, then draws a bar, or writes a line per batch."""
+def reporter(
+    num_images: int, stream: TextIO | None = None, *, unit: str = "step"
+) -> Reporter:
+    """Says once that it compiles, then draws a bar, or writes a line per batch.
+
+    `unit` is what the bar counts.
+    """
     stream = sys.stderr if stream is None else stream
     is_terminal = stream.isatty()
     num_done = size = 0
@@ -51,7 +56,7 @@ def reporter(num_images: int, stream: TextIO | None = None) -> Reporter:
         if done <= 1:  # the first step may have been compiled
             since = now
         pace = (now - since) / (done - 1) if done > 1 else None
-        say(f"{name()} {bar(done, total, pace)}", is_final=False)
+        say(f"{name()} {bar(done, total, pace, unit)}", is_final=False)
 
     def end() -> None:
         nonlocal num_done
@@ -61,10 +66,10 @@ def reporter(num_images: int, stream: TextIO | None = None) -> Reporter:
     return Reporter(begin, step, end)
 
 
-def bar(done: int, total: int, pace: float | None = None) -> str:
+def bar(done: int, total: int, pace: float | None = None, unit: str = "step") -> str:
     """[####----] 2/4 steps, and what is left at `pace` seconds per step."""
     full = WIDTH * done // total
-    drawn = f"[{'#' * full}{'-' * (WIDTH - full)}] {done}/{total} steps"
+    drawn = f"[{'#' * full}{'-' * (WIDTH - full)}] {done}/{total} {unit}s"
     if pace is None:
         return drawn
-    return f"{drawn}, {pace:.2f} s/step, {pace * (total - done):.0f} s left"
+    return f"{drawn}, {pace:.2f} s/{unit}, {pace * (total - done):.0f} s left"

@@ -81,7 +81,7 @@ def parameters(flags: Flags, sampler: str, model: str) -> str:
         "Schedule type": SPACINGS.get(grid, grid),
         "CFG scale": f"{flags['guidance']:g}",
         "Seed": flags["seed"],
-        "Size": f"{flags['width']}x{flags['height']}",
+        "Size": f"{flags['width']}x{flags['height']}" if "width" in flags else None,
         "Model": model,
         "Denoising strength": flags.get("strength"),
         # There, 1 is to skip no layer.

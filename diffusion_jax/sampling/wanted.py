@@ -9,8 +9,8 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from diffusion_jax import build
 from diffusion_jax.diffusion.process import Real
@@ -22,7 +22,7 @@ TYPES = {"prompt": str, "negative": str, "seed": int, "guidance": Real}
 class Line(NamedTuple):
     """One prompt; what is None is as the flags say."""
 
-    prompt: str
+    prompt: str | None  # None: of images that are made of no text
     negative: str | None = None
     seed: int | None = None
     guidance: Real | None = None
@@ -31,7 +31,7 @@ class Line(NamedTuple):
 class Wanted(NamedTuple):
     """One image: all that makes it another one than those made with it."""
 
-    prompt: str
+    prompt: str | None
     negative: str
     seed: int
     guidance: float
@@ -39,6 +39,7 @@ class Wanted(NamedTuple):
     position: int  # among all images of a call
     frame: int | None = None  # of an interpolation
     share: float = 0.0  # of the way to its other end
+    own: Mapping[str, Any] | None = None  # the flags that make this frame alone
 
     @property
     def stem(self) -> str:
