@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.diffusion import process
 from diffusion_jax.diffusion.samplers import analytic_dpm
 from diffusion_jax.diffusion.samplers.integrate import Keys
 from diffusion_jax.models import embedding_codes, embedding_scale
@@ -188,7 +189,12 @@ def estimate_eps_power(
     denoise = stages.denoiser_of(stage, params["prior"], cond, shape=image_embed.shape)
     x0 = embedding_scale.standardize(params["embedding"], image_embed)
     ts = stages.times(stage)
-    return analytic_dpm.estimate_eps_power(key, denoise, stage.schedule, x0, ts)
+    power = analytic_dpm.estimate_eps_power(key, denoise, stage.schedule, x0, ts)
+    # Var(x0 | x) = (sigma / alpha)**2 (1 - power) cannot exceed Var(x0). Where nearly
+    # all is noise, an estimate that is off by a little would say that it does by far.
+    level = stage.schedule(ts[:-1])
+    least = 1 - jnp.var(x0, axis=0).mean() * process.snr(level)
+    return jnp.clip(power, least, 1.0)
 
 
 def with_eps_power(

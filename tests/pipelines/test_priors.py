@@ -108,12 +108,17 @@ class Gaussian(nn.Module):
     """The optimal network for embeddings from N(0, STD**2)."""
 
     def __call__(self, x: Array, time: Array, cond: Conditioning) -> Array:
-        level = schedules.Cosine(time_scale=1000.0)(time[:, None] / 1000.0)
+        level = DISCRETE(time[:, None] + 1)
         return level.alpha * STD**2 / ((level.alpha * STD) ** 2 + level.sigma**2) * x
 
 
 STD = 0.4
-ORACLE = priors.DiffusionPrior(stage(Gaussian(), steps=4), candidates=1)
+DISCRETE = schedules.Discrete(betas="cosine")
+# Its last step begins nearly clean, and none takes all the noise away at once.
+STAGE = dataclasses.replace(
+    stage(Gaussian(), steps=6), schedule=DISCRETE, grid=grids.GRIDS["respaced"]
+)
+ORACLE = priors.DiffusionPrior(STAGE, candidates=1)
 ANALYTIC = dataclasses.replace(
     ORACLE, stage=dataclasses.replace(ORACLE.stage, sampler=SAMPLERS["analytic_dpm"])
 )
@@ -138,6 +143,9 @@ def test_eps_power_is_estimated_on_the_priors_own_scale_and_grid():
     expected = level.sigma**2 / ((level.alpha * STD) ** 2 + level.sigma**2)
     np.testing.assert_allclose(power, expected, rtol=0.05)
     assert np.ptp(expected) > 0.1
+    # Of pure noise the estimate itself would claim any spread of x0.
+    spread = (level.sigma / level.alpha) ** 2 * (1 - power)
+    assert spread.max() < 1.1 * STD**2
 
 
 def test_analytic_dpm_keeps_the_spread_that_few_ancestral_steps_lose():
@@ -161,7 +169,7 @@ def test_analytic_dpm_asks_for_what_it_needs():
     assert same is params
     with pytest.raises(ValueError, match="needs params 'eps_power'"):
         ANALYTIC(params, KEYS, TEXT, NULL)
-    with pytest.raises(ValueError, match="eps_power of 5 steps; the prior takes 4"):
+    with pytest.raises(ValueError, match="eps_power of 5 steps; the prior takes 6"):
         ANALYTIC(params | {"eps_power": jnp.ones(5)}, KEYS, TEXT, NULL)
 
 
@@ -180,10 +188,9 @@ CODES = AutoregressiveTransformer(
 DOT = jnp.asarray([0, 3, 7])
 
 
-@functools.cache
-def code_params():
-    codes = jnp.zeros((1, CODES.num_dims), jnp.int32)
-    return drawn(CODES, codes, DOT[:1], condition(NULL))
+CODE_PARAMS = drawn(
+    CODES, jnp.zeros((1, CODES.num_dims), jnp.int32), DOT[:1], condition(NULL)
+)
 
 
 @functools.partial(jax.jit, static_argnames=("is_guided", "temperature"))
@@ -191,7 +198,7 @@ def sample(keys, is_guided=False, scale=1.0, temperature=1.0):
     null = condition(NULL) if is_guided else None
     return code_sampling.sample(
         CODES,
-        code_params(),
+        CODE_PARAMS,
         keys,
         DOT,
         condition(TEXT),
@@ -203,7 +210,7 @@ def sample(keys, is_guided=False, scale=1.0, temperature=1.0):
 
 @jax.jit
 def logits_of(codes, dot, text):
-    return CODES.apply({"params": code_params()}, codes, dot, condition(text))
+    return CODES.apply({"params": CODE_PARAMS}, codes, dot, condition(text))
 
 
 def uncached(keys, scale):
@@ -255,7 +262,7 @@ def autoregressive(**fields):
         images, texts, num_dims=4, num_buckets=6, num_dot_buckets=8
     )
     prior = priors.AutoregressivePrior(CODES, **fields)
-    return prior, {"prior": code_params(), "codes": codes}
+    return prior, {"prior": CODE_PARAMS, "codes": codes}
 
 
 def test_drawn_embeddings_are_ones_that_codes_stand_for_and_the_best_is_kept():
