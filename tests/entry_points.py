@@ -4,6 +4,7 @@ from absl import flags
 
 from diffusion_jax import command
 from diffusion_jax import inspect as inspection
+from diffusion_jax import rank as ranking
 from diffusion_jax import sample as sampling
 
 
@@ -20,3 +21,10 @@ def inspect(*words):
     inspection.define_flags(values)
     rest = command.parse(["inspect", *map(str, words)], values)
     command.guard(lambda rest: inspection.show(rest[1:], as_json=values.json))(rest)
+
+
+def rank(*words):
+    values = flags.FlagValues()
+    ranking.define_flags(values)
+    words = ["rank", *map(str, words)]
+    command.guard(lambda _: ranking.run(values))(command.parse(words, values))
