@@ -32,8 +32,6 @@ MODEL = CLIP(
 BATCH = 32
 VARIANTS = {
     "plain": {},
-    "in parts": dict(num_parts=4),
-    "sharp": dict(sam_rho=0.1, samples_per_replica=4),
     "sharp in parts": dict(sam_rho=0.1, samples_per_replica=2, num_parts=2),
 }
 
@@ -63,17 +61,21 @@ def parameters():
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def compiled(placed, **options):
+@functools.cache
+def compiled(**options):
+    """The gradient of a batch that is split over all devices."""
     gradient = jax.value_and_grad(task(**options).loss, has_aux=True)
-    return jax.jit(gradient).lower(parameters(), {}, jax.random.key(0), placed)
+    placed = sharding.shard_batch(batch(), sharding.make_mesh())
+    arguments = parameters(), {}, jax.random.key(0), placed
+    return jax.jit(gradient).lower(*arguments).compile()
 
 
-def run(**options):
-    """The loss, then the gradients, of the batch split over all devices."""
-    mesh = sharding.make_mesh()
-    placed = sharding.shard_batch(batch(), mesh)
-    program = compiled(placed, **options).compile()
-    (value, _), grads = program(parameters(), {}, jax.random.key(0), placed)
+def run(params=None, **options):
+    """The loss, then the gradients."""
+    params = parameters() if params is None else params
+    placed = sharding.shard_batch(batch(), sharding.make_mesh())
+    program = compiled(**options)
+    (value, _), grads = program(params, {}, jax.random.key(0), placed)
     return [np.asarray(x) for x in (value, *jax.tree.leaves(grads))]
 
 
