@@ -57,7 +57,7 @@ def generator(
     def generate(
         params: Params,
         rows: Rows,
-        null_tokens: Int[np.ndarray, "1 L"],
+        null_tokens: Int[Array | np.ndarray, "1 L"],
         *,
         seed: int = 0,
         scales: Scales = OF_THE_STAGES,

@@ -162,7 +162,7 @@ def test_a_learned_variance_is_that_of_the_condition():
     def watching(key, denoise, schedule, x, ts):
         pred = denoise(x, schedule(ts[0]))
         seen.append(pred)
-        return pred.variance, None
+        return pred.variance, pred.x0[None]
 
     decoder = dataclasses.replace(tiny.DECODER, sampler=watching)
     pipeline = dataclasses.replace(tiny.PIPELINE, decoder=decoder)

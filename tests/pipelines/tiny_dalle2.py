@@ -61,7 +61,7 @@ class Painter(nn.Module):
         read = nn.Dense(np.prod(pixels), name="tokens")(cond.tokens.mean(1))
         mean = jnp.tanh(heard + read).reshape(-1, *pixels[1:])
         eps = eps_around(mean, x, time)
-        return jnp.concatenate([eps, 0 * eps], axis=-1)
+        return jnp.concatenate([eps, mean + 0 * eps], axis=-1)
 
 
 class Sharpener(nn.Module):
