@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.prior = dict(num_layers=4, num_heads=4, head_width=32)
     config.optimizer = common.muon(learning_rate=3e-3)
     config.batch_size = 64
-    config.num_steps = 800
+    config.num_steps = 500
     config.ema_decay = 0.995
     config.sampling = dict(candidates=2, prompts=common.SCENE_PROMPTS)
     return common.runlocal(config) if variant == "runlocal" else config

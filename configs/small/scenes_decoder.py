@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.projection = dict(context_width=96, num_tokens=4, null="learned")
     config.schedule = dict(name="discrete", betas="cosine")
     config.parameterization = dict(name="v")
-    config.weighting = dict(name="min_snr", gamma=5.0)
+    config.weighting = dict(name="min_snr", gamma=1.0)
     config.times = dict(name="low_discrepancy")
     config.loss = dict(name="hybrid", variance="learned_range")
     config.optimizer = common.muon(learning_rate=4e-3)

@@ -17,14 +17,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.towers = dict(clip="runs/scenes/clip")
     config.cache_embeddings = True
     config.prior = dict(num_layers=4, num_heads=4, head_width=32)
-    config.embedding_scale = dict(name="sqrt_dim")  # 17.2 at 1024 is nearly 32 / 2
+    config.embedding_scale = dict(name="statistics")
     config.schedule = dict(name="cosine", time_scale=1000.0)
     config.parameterization = dict(name="x0")
     config.weighting = dict(name="x0")
     config.times = dict(name="low_discrepancy")
     config.optimizer = common.muon(learning_rate=3e-3)
     config.batch_size = 128
-    config.num_steps = 2000
+    config.num_steps = 1000
     config.ema_decay = 0.995
     config.sampling = dict(
         sampler=dict(name="ddim", eta=1.0),

@@ -34,8 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.times = dict(name="low_discrepancy")
     config.optimizer = common.muon(learning_rate=4e-3)
     config.batch_size = 32
-    config.num_steps = 800
-    config.sample_every = 400
+    config.num_steps = 700
+    config.sample_every = 350
     config.ema_decay = 0.99
     config.sampling = dict(
         sampler=dict(name="ddim"),
