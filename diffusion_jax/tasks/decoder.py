@@ -50,17 +50,12 @@ def decoder(
         if not 0 <= rate <= 1:
             raise ValueError(f"{name}_dropout is {rate}; it must lie in [0, 1]")
 
-    def captions(params: Params, frozen: Params, batch: Batch) -> Encoded:
-        if networks.text is None:
-            return clip_batches.captions(towers, frozen, batch)
-        return networks.text.apply({"params": params["text"]}, batch["tokens"])
-
     def init(key: Key) -> tuple[Params, Params]:
         keys = dict(zip(("decoder", "text_proj", "text"), jax.random.split(key, 3)))
         params: Params = {}
         if networks.text is not None:
             params["text"] = networks.text.init(keys["text"], null_tokens)["params"]
-        text = captions(params, frozen, {"tokens": null_tokens})
+        text = captions(networks, towers, params, frozen, {"tokens": null_tokens})
         image = jnp.zeros((1, towers.text.projection_dim))
         cond, made = networks.projection.init_with_output(
             keys["text_proj"], image, text, jnp.zeros(1, bool)
@@ -76,8 +71,10 @@ def decoder(
         key_image, key_text, key_dropout, key_noise = jax.random.split(key, 4)
         x0 = clip_towers.resized(batch["image"].astype(jnp.float32), size)
         image = clip_batches.image_embeddings(towers, frozen, batch)
-        null = captions(params, frozen, {"tokens": null_tokens})
-        text = captions(params, frozen, batch)
+        null, text = (
+            captions(networks, towers, params, frozen, told)
+            for told in ({"tokens": null_tokens}, batch)
+        )
         text = clip_batches.drop(key_text, text_dropout, text, null)
         is_dropped = jax.random.bernoulli(key_image, image_dropout, (len(x0),))
         variables = {"params": params["text_proj"]}
@@ -94,3 +91,16 @@ def decoder(
         return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
 
     return Task(init, loss)
+
+
+def captions(
+    networks: Networks,
+    towers: ClipTowers,
+    params: Params,
+    frozen: Params,
+    batch: Batch,
+) -> Encoded:
+    """The captions as the decoder reads them: by its own text encoder, or CLIP's."""
+    if networks.text is None:
+        return clip_batches.captions(towers, frozen, batch)
+    return networks.text.apply({"params": params["text"]}, batch["tokens"])
