@@ -77,15 +77,13 @@ def decoder(
         )
         text = clip_batches.drop(key_text, text_dropout, text, null)
         is_dropped = jax.random.bernoulli(key_image, image_dropout, (len(x0),))
-        variables = {"params": params["text_proj"]}
-        cond = networks.projection.apply(variables, image, text, is_dropped)
+        projection = {"params": params["text_proj"]}
+        cond = networks.projection.apply(projection, image, text, is_dropped)
+        variables = {"params": params["decoder"]}
 
         def network(x: Array, time: Array, cond: Conditioning) -> Array:
-            rngs = {"dropout": key_dropout}
-            variables = {"params": params["decoder"]}
-            return networks.decoder.apply(
-                variables, x, time, cond, train=True, rngs=rngs
-            )
+            options = dict(train=True, rngs={"dropout": key_dropout})
+            return networks.decoder.apply(variables, x, time, cond, **options)
 
         values, metrics = objective.loss(key_noise, network, *objective[:-1], x0, cond)
         return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
