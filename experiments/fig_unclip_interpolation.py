@@ -37,11 +37,10 @@ def interpolator(subject: Subject, is_fixed: bool) -> Callable:
     """(codes of both ends, empty text, shares) -> images at the decoder's size."""
 
     def interpolate(params, rows, null, shares):
-        one, other = rows
         text = subject.pipeline.encode_text(params, null)
-        x = one.x if is_fixed else None
+        x = rows[0].x if is_fixed else None
         return manipulations.interpolate(
-            subject.pipeline, params, one, other, shares, text, x=x
+            subject.pipeline, params, *rows, shares, text, x=x
         )
 
     return subject.program(interpolate, PAIRS_AT_ONCE)
@@ -59,8 +58,7 @@ def interpolated(
 
 def ends_of(subject: Subject, num_pairs: int) -> tuple[Scenes, Scenes]:
     """Pairs of images of one object each."""
-    examples = subject.scenes("validation", 6 * num_pairs)
-    single = scenes_stack.single_objects(examples)
+    single = scenes_stack.single_objects(subject.scenes("validation", 6 * num_pairs))
     parts = slice(0, num_pairs), slice(num_pairs, 2 * num_pairs)
     return tuple(map(single.take, parts))
 
@@ -68,7 +66,6 @@ def ends_of(subject: Subject, num_pairs: int) -> tuple[Scenes, Scenes]:
 def run(subject: Subject, num_pairs: int, table: pathlib.Path) -> np.ndarray:
     """Measures what the table does not have yet; the images of the first pairs."""
     ends = ends_of(subject, num_pairs)
-    first = retrieval.unit_vectors(subject.embed_images(ends[0].images))
     shown = []
     for is_fixed, way in ((False, ARC), (True, FIXED)):
         images = interpolated(subject, ends, is_fixed)
@@ -77,34 +74,35 @@ def run(subject: Subject, num_pairs: int, table: pathlib.Path) -> np.ndarray:
             setting = unclip_figures.setting_of(
                 subject, way=way, share=share, num_pairs=num_pairs
             )
-            if unclip_figures.is_measured(table, setting):
-                continue
-            embeds = retrieval.unit_vectors(subject.embed_images(images[:, i]))
-            verified = {
-                name: scenes_stack.accuracy_of(images[:, i], scenes.captions).fraction
-                for name, scenes in zip(("first", "second"), ends, strict=True)
-            }
-            cosine = float(np.sum(embeds * first, axis=1).mean())
-            unclip_figures.add(table, setting, **verified, cosine=cosine)
+            if not unclip_figures.is_measured(table, setting):
+                measured = measure(subject, ends, images[:, i])
+                unclip_figures.add(table, setting, **measured)
     return np.stack(shown, axis=1)
+
+
+def measure(
+    subject: Subject, ends: tuple[Scenes, Scenes], images: np.ndarray
+) -> dict[str, float]:
+    """What one image of each pair shows."""
+    first, second = (scenes_stack.accuracy_of(images, e.captions) for e in ends)
+    pairs = map(subject.embed_images, (images, ends[0].images))
+    here, there = map(retrieval.unit_vectors, pairs)
+    cosine = float(np.sum(here * there, axis=1).mean())
+    return {"first": first.fraction, "second": second.fraction, "cosine": cosine}
 
 
 def draw(subject: Subject, images: np.ndarray, picture: pathlib.Path) -> None:
     """Two rows for each pair."""
-    labels = [
-        text
-        for _ in range(len(images))
-        for way in (ARC, FIXED)
-        for text in (way, *(f"{share:g}" for share in SHARES[1:]))
-    ]
-    frames = images.reshape(-1, *images.shape[3:])
-    grid = grids.captioned_grid(frames, labels, columns=len(SHARES))
+    shares = [f"{share:g}" for share in SHARES[1:]]
+    labels = [ARC, *shares, FIXED, *shares] * len(images)
+    grid = grids.captioned_grid(
+        images.reshape(-1, *images.shape[3:]), labels, columns=len(SHARES)
+    )
     grids.save_png(grid, picture, metadata={})
 
 
 def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
-    rows = unclip_figures.newest(table)
-    x = "share", "share of the way"
+    rows, x = unclip_figures.newest(table), ("share", "share of the way")
     unclip_figures.draw_lines(rows, x, PANELS, picture, lines="way")
 
 
