@@ -90,9 +90,7 @@ def write(directory, seed=0):
     """The runs; returns their directory."""
     directory = pathlib.Path(directory)
     words = directory.with_name(f"{directory.name}_words")
-    tokenizer = captions.train_tokenizer(
-        WORDS, words, vocab_size=600, context_length=6
-    )
+    tokenizer = captions.train_tokenizer(WORDS, words, vocab_size=600, context_length=6)
     rng = np.random.default_rng(seed)
     frozen = None
     for name, make in STAGES.items():

@@ -82,7 +82,7 @@ def _make(chosen: flags.FlagValues) -> Plan:
     model = find_model(chosen)
     uses_prior = _uses_prior(chosen)
     unclip_models.check(model.pipeline, uses_prior=uses_prior)
-    _check_stages(chosen, model.pipeline, uses_prior)
+    check_stages(chosen, model.pipeline, uses_prior)
     num_upsamplers = model.pipeline.num_upsamplers(chosen.num_upsamplers)
     size = size_of(model.pipeline, num_upsamplers)
     start = unclip_starts.read(chosen, size if chosen.mode == "inpaint" else None)
@@ -194,7 +194,8 @@ def _uses_prior(chosen: flags.FlagValues) -> bool:
     return chosen.mode in ("text", "inpaint") or chosen.to_prompt is not None
 
 
-def _check_stages(chosen: flags.FlagValues, pipeline: Dalle2, uses_prior: bool) -> None:
+def check_stages(chosen: flags.FlagValues, pipeline: Dalle2, uses_prior: bool) -> None:
+    """Raises for a stage that the mode needs and the pipeline lacks."""
     if uses_prior:
         pipeline.check_has_prior()
     starts_from_image = chosen.mode in ("variations", "interpolate", "text_diff", "pca")
