@@ -90,7 +90,7 @@ def run(subject: Subject, num_captions: int, out: pathlib.Path) -> None:
         score = scenes_stack.clip_score(subject, images[told], captions)
         unclip_figures.add(table, setting, **measured, clip_score=score)
     rows = {told: shown[:NUM_SHOWN] for told, shown in images.items()}
-    grid = grids.labelled_rows(rows)
+    grid = grids.labelled_rows(rows, scale=2)
     grids.save_png(grid, out / "unclip_conditioning.png", metadata={})
 
 

@@ -79,7 +79,7 @@ def draw(subject: Subject, picture: pathlib.Path) -> None:
         rows[f"guidance {value:g}"] = subject.enlarge(
             subject.draw(captions, scales=scales)
         )
-    grids.save_png(grids.labelled_rows(rows), picture, metadata={})
+    grids.save_png(grids.labelled_rows(rows, scale=2), picture, metadata={})
 
 
 def plot(table: pathlib.Path, picture: pathlib.Path) -> None:

@@ -71,9 +71,8 @@ def run(subject: Subject, num_pairs: int, table: pathlib.Path) -> np.ndarray:
         images = interpolated(subject, ends, is_fixed)
         shown.append(images[:NUM_SHOWN])
         for i, share in enumerate(SHARES):
-            setting = unclip_figures.setting_of(
-                subject, way=way, share=share, num_pairs=num_pairs
-            )
+            values = dict(way=way, share=share, num_pairs=num_pairs)
+            setting = unclip_figures.setting_of(subject, **values)
             if not unclip_figures.is_measured(table, setting):
                 measured = measure(subject, ends, images[:, i])
                 unclip_figures.add(table, setting, **measured)
@@ -95,9 +94,8 @@ def draw(subject: Subject, images: np.ndarray, picture: pathlib.Path) -> None:
     """Two rows for each pair."""
     shares = [f"{share:g}" for share in SHARES[1:]]
     labels = [ARC, *shares, FIXED, *shares] * len(images)
-    grid = grids.captioned_grid(
-        images.reshape(-1, *images.shape[3:]), labels, columns=len(SHARES)
-    )
+    frames, columns = images.reshape(-1, *images.shape[3:]), len(SHARES)
+    grid = grids.captioned_grid(frames, labels, columns=columns, scale=2)
     grids.save_png(grid, picture, metadata={})
 
 
@@ -109,7 +107,7 @@ def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
     out = pathlib.Path(flags.FLAGS.out)
-    table, picture = out / "unclip_interpolation.csv", out / "unclip_interpolation.png"
+    table, picture = (out / f"unclip_interpolation.{kind}" for kind in ("csv", "png"))
     subject = scenes_stack.load(flags.FLAGS.stack)
     draw(subject, run(subject, flags.FLAGS.num_pairs, table), picture)
     plot(table, out / "unclip_interpolation_share.png")

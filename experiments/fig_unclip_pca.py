@@ -82,8 +82,9 @@ def run(subject: Subject, num_images: int, out: pathlib.Path) -> None:
     last = subject.pipeline.upsamplers[-1].name
     rows = {"original": subject.scenes("validation", NUM_SHOWN, last).images}
     for i, count in reversed(list(enumerate(counts))):
-        rows[str(count)] = images[:NUM_SHOWN, i]
-    grids.save_png(grids.labelled_rows(rows), out / "unclip_pca.png", metadata={})
+        rows[f"first {count}"] = images[:NUM_SHOWN, i]
+    grid = grids.labelled_rows(rows, scale=2)
+    grids.save_png(grid, out / "unclip_pca.png", metadata={})
 
 
 def plot(table: pathlib.Path, picture: pathlib.Path) -> None:

@@ -62,7 +62,7 @@ def draw(subject: Subject, picture: pathlib.Path) -> None:
         images = subject.redraw(code, scale=scale, eta=eta, seed=seed)
         name = f"eta = {eta:g}" + f", draw {seed + 1}" * (seed > 0)
         rows[name] = subject.enlarge(images)
-    grids.save_png(grids.labelled_rows(rows), picture, metadata={})
+    grids.save_png(grids.labelled_rows(rows, scale=2), picture, metadata={})
 
 
 def plot(table: pathlib.Path, picture: pathlib.Path) -> None:

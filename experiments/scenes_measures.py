@@ -121,7 +121,7 @@ def variations(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
     part = slice(0, NUM_PICTURES)
     rows = {"original": originals[part]}
     rows |= {name: images[part] for name, images in large.items()}
-    picture = grids.labelled_rows(rows)
+    picture = grids.labelled_rows(rows, scale=2)
     grids.save_png(picture, out / "reconstructions.png", metadata={})
     return result
 
