@@ -18,6 +18,10 @@ from experiments.scenes_stack import Subject
 
 Rows = Sequence[Mapping[str, str]]
 
+# Columns whose values are shares of one, and drawn as such.
+SHARES = {"accuracy", "success", "first", "second", "explained", "held_in", "held_out"}
+SHARES |= {"as it is", "with the word", "accuracy_held_in", "accuracy_held_out"}
+
 
 def setting_of(subject: Subject, **values: object) -> dict[str, object]:
     """What tells a row from others."""
@@ -79,6 +83,8 @@ def draw_lines(
         if logarithmic:
             panel.set_xscale("log", base=2)
             panel.xaxis.set_major_formatter("{x:g}")
+        if column in SHARES:
+            panel.set_ylim(-0.03, 1.03)
         panel.set_xlabel(x[1], fontsize=9, color=figures.INK)
         panel.set_title(label, fontsize=10, color=figures.INK)
     if lines:
@@ -103,6 +109,9 @@ def draw_bars(rows: Rows, name: str, panels: Mapping[str, str], out: pathlib.Pat
         texts = [f"{float(row[column]):.2f}" if row[column] else "-" for row in rows]
         panel.bar_label(bars, texts, padding=3, fontsize=8, color=figures.INK)
         panel.margins(x=0.25)
+        if column in SHARES:
+            panel.set_xlim(0, 1.25)
+            panel.set_xticks((0, 0.5, 1))
         panel.set_title(label, fontsize=10, color=figures.INK)
     axes[0].invert_yaxis()
     figures.save_figure(figure, out, metadata={"rows": str(len(rows))})
