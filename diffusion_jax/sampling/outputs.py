@@ -210,7 +210,9 @@ def caption_of(one: Wanted) -> str:
     """What stands beneath an image on a sheet."""
     if one.own is not None:  # frames of one prompt
         return ", ".join(f"{name} {value}" for name, value in one.own.items())
-    return one.prompt or f"seed {one.seed}, {one.index}"
+    if one.prompt is None and one.frame is not None:
+        return f"{one.share:.2f} of the way"
+    return f"seed {one.seed}, {one.index}" if one.prompt is None else one.prompt
 
 
 def _flags_of_sheet(plan: Plan, name: str) -> dict[str, Any]:
