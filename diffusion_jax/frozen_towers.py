@@ -1,7 +1,7 @@
 """What a run freezes: the towers of earlier runs, and what is derived of their outputs.
 
 latent_diffusion       vae, text_encoder, latent_scale
-diffusion_prior        text_encoder, image_encoder, embedding (the scale)
+diffusion_prior        text_encoder, image_encoder, embedding (the scale), pairs
 autoregressive_prior   text_encoder, image_encoder, codes
 decoder                text_encoder, image_encoder
 
@@ -30,6 +30,8 @@ from diffusion_jax.types import Batch, Params
 
 ENCODING_BATCH = 256
 NUM_FITTED = 100_000  # embeddings from which a scale or codes are made
+PAIRS = "pairs"  # of captions and embeddings, kept for samplers that must know the data
+NUM_PAIRS = 256
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -40,6 +42,7 @@ class Kind(NamedTuple):
     load: Callable[[ConfigDict], Params]
     encode: Callable[[ConfigDict, Any], Callable[[Params, Batch], Batch]]
     derive: Callable[[ConfigDict, Arrays], Params] | None = None
+    num_fitted: Callable[[ConfigDict], int] = lambda config: 1  # records, at least
 
 
 # ---- latent diffusion ----------------------------------------------------------------
@@ -75,19 +78,19 @@ def _load_clip(config: ConfigDict) -> Params:
 
 
 def _encode_pairs(config: ConfigDict, tokenizer: captions.AnyTokenizer) -> Callable:
-    """Embeddings and captions; the decoder's images, and tokens for an own encoder."""
+    """Embeddings and captions, and the decoder's images."""
     towers = build.unclip.clip_towers(config, tokenizer)
 
     def encode(frozen: Params, batch: Batch) -> Batch:
         made = {"image_embed": towers.encode_image(frozen, batch["image"])}
-        text = towers.encode_text(frozen, batch["tokens"])
-        made |= clip_batches.as_batch(text)
+        text = clip_batches.as_batch(towers.encode_text(frozen, batch["tokens"]))
+        if "text" in config:  # an own encoder reads the tokens
+            text = {"text_embed": text["text_embed"]}
+        made |= text
         if "decoder_size" in config:
             size = config.decoder_size
             made["image"] = clip_towers.resized(batch["image"], size)
-        if "text" in config:
-            made["tokens"] = batch["tokens"]
-        return made
+        return made | {"tokens": batch["tokens"]}
 
     return encode
 
@@ -96,7 +99,14 @@ def _embedding_scale(config: ConfigDict, encoded: Arrays) -> Params:
     scale = build.choose(
         "embedding_scale", embedding_scale.EMBEDDING_SCALES, config.embedding_scale
     )
-    return {"embedding": scale(_float(encoded["image_embed"]))}
+    image = _float(encoded["image_embed"])
+    tokens = jnp.asarray(encoded["tokens"][:NUM_PAIRS])
+    pairs = {"image_embed": jnp.asarray(image[:NUM_PAIRS]), "tokens": tokens}
+    return {"embedding": scale(image), PAIRS: pairs}
+
+
+def _num_scaled(config: ConfigDict) -> int:
+    return NUM_FITTED if config.embedding_scale.name == "statistics" else NUM_PAIRS
 
 
 def _codes(config: ConfigDict, encoded: Arrays) -> Params:
@@ -110,8 +120,10 @@ def _float(array: np.ndarray) -> np.ndarray:
 
 KINDS = {
     "latent_diffusion": Kind(_load_latent_towers, _encode_latents, _latent_scale),
-    "diffusion_prior": Kind(_load_clip, _encode_pairs, _embedding_scale),
-    "autoregressive_prior": Kind(_load_clip, _encode_pairs, _codes),
+    "diffusion_prior": Kind(_load_clip, _encode_pairs, _embedding_scale, _num_scaled),
+    "autoregressive_prior": Kind(
+        _load_clip, _encode_pairs, _codes, lambda config: NUM_FITTED
+    ),
     "decoder": Kind(_load_clip, _encode_pairs),
 }
 
@@ -134,7 +146,9 @@ def prepare(
     if kind.derive is not None:
         encoded = cached(config, workdir, records, tokenizer, frozen)
         if encoded is None:
-            encoded = _first(config, records, tokenizer, frozen)
+            encoded = _first(
+                config, records, tokenizer, frozen, kind.num_fitted(config)
+            )
         frozen |= kind.derive(config, encoded)
     checkpoint.save_params(directory, frozen)
     return checkpoint.load_params(directory)
@@ -154,14 +168,23 @@ def _encode(
 
 
 def _first(
-    config: ConfigDict, records: Any, tokenizer: captions.AnyTokenizer, frozen: Params
+    config: ConfigDict,
+    records: Any,
+    tokenizer: captions.AnyTokenizer,
+    frozen: Params,
+    num_records: int,
 ) -> Arrays:
-    """The encodings of one batch, as the paper takes them to find the latents' scale."""
+    """The encodings of one batch, as the paper takes them to find the latents' scale.
+
+    Of more, where so many records are wanted; every host reads the same ones.
+    """
     example = build.image_text(config, tokenizer)
     stream = build.stream(config, records, example)
-    encoded = jax.device_get(_encode(config, tokenizer, frozen)(next(stream)))
+    encode = _encode(config, tokenizer, frozen)
+    num_batches = -(-min(num_records, len(records)) // config.batch_size)
+    parts = [jax.device_get(encode(next(stream))) for _ in range(num_batches)]
     stream.close()
-    return encoded
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _wants_cache(config: ConfigDict) -> str | None:
@@ -189,7 +212,7 @@ def cached(
         )
     if jax.process_count() > 1:
         raise build.ConfigError(f"{name} works on one host; set it to False")
-    derived = ("unet", "latent_scale", "embedding", "codes")
+    derived = ("unet", "latent_scale", "embedding", "codes", PAIRS)
     towers = {name: params for name, params in frozen.items() if name not in derived}
     origin = {
         "towers": checkpoint.fingerprint(towers),

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, runs
+from diffusion_jax import build, frozen_towers, runs
 from diffusion_jax.data import batches, captions
 from diffusion_jax.data import prompts as texts
 from diffusion_jax.evaluation import (
@@ -131,6 +131,7 @@ def _prior_hook(config, directory, tokenizer) -> OnSample:
     batch = {name: batch[name] for name in ("image", "tokens")}
     null = {"tokens": jnp.asarray(tokenizer([""]))}
     keys = jax.random.split(jax.random.key(0), len(batch["image"]))
+    key_pairs = jax.random.key(1)
 
     @jax.jit
     def measure(trained: Params, frozen: Params, batch: dict[str, Any]) -> Any:
@@ -141,15 +142,27 @@ def _prior_hook(config, directory, tokenizer) -> OnSample:
         )
         image = towers.encode_image(frozen, batch["image"])
         params = build.unclip.prior_params(trained, frozen)
-        params = priors.with_eps_power(prior, params, keys[0], image, text)
+        if frozen_towers.PAIRS in frozen:
+            pairs = frozen[frozen_towers.PAIRS]
+            told = prior_task.captions(towers, encoder, trained, frozen, pairs)
+            embed = pairs["image_embed"]
+            params = priors.with_eps_power(prior, params, key_pairs, embed, told)
         return prior(params, keys, text, nothing), image, text.embed
 
     def on_sample(step: int, state: TrainState, frozen: Params) -> dict[str, Any]:
         drawn, image, text = measure(state.ema_params, frozen, batch)
-        found = embedding_cosines.prior_cosines(drawn, image, text, image.mean(axis=0))
+        mean = mean_embedding(frozen)
+        found = embedding_cosines.prior_cosines(drawn, image, text, mean)
         return {f"eval_{k}": np.float32(v) for k, v in found._asdict().items()}
 
     return on_sample
+
+
+def mean_embedding(frozen: Params) -> np.ndarray:
+    """Of images that a prior was trained on."""
+    if "codes" in frozen:
+        return np.asarray(frozen["codes"]["mean"])
+    return np.asarray(frozen[frozen_towers.PAIRS]["image_embed"]).mean(axis=0)
 
 
 def _decoder_hook(config, directory, tokenizer) -> OnSample:

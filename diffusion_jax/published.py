@@ -18,7 +18,7 @@ from typing import NamedTuple
 from diffusion_jax import build
 from diffusion_jax.data import captions, prompts
 from diffusion_jax.models import text
-from diffusion_jax.pipelines import edits
+from diffusion_jax.pipelines import stage as stages
 from diffusion_jax.pipelines.stable_diffusion import StableDiffusion
 from diffusion_jax.pipelines.stage import Stage
 from diffusion_jax.types import Params, Prompt
@@ -212,7 +212,7 @@ def stage_of(network, recipe: Recipe, choices: Choices) -> Stage:
         learned_variance=recipe.learned_variance,
         prior_std=recipe.prior_std,
     )
-    edits.grid_of(stage)  # raises if the schedule has not so many steps
+    stages.grid_of(stage)  # raises if the schedule has not so many steps
     return stage
 
 

@@ -11,12 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, runs
 from diffusion_jax.data import captions
+from diffusion_jax.frozen_towers import PAIRS
+from diffusion_jax.pipelines import priors
 from diffusion_jax.pipelines.dalle2 import Dalle2
+from diffusion_jax.pipelines.priors import AutoregressivePrior, DiffusionPrior
+from diffusion_jax.tasks import prior as prior_task
 from diffusion_jax.training import checkpoint
 from diffusion_jax.types import Params
 
@@ -105,6 +110,9 @@ def load(directory: epath.PathLike, *, prior: str | None = None) -> Stack:
         params |= build.unclip.prior_params(run.params, run.frozen)
         of_prior = (run.config, run.frozen)
         configs["prior"] = run.config
+        params = know_data(
+            run, params, build.unclip.prior_of(run.config, run.tokenizer, run.frozen)
+        )
     upsamplers = {}
     for path in found.upsamplers:
         run = runs.load(path)
@@ -114,6 +122,37 @@ def load(directory: epath.PathLike, *, prior: str | None = None) -> Stack:
         decoder.config, decoder.tokenizer, of_prior, upsamplers
     )
     return Stack(pipeline, params, decoder.tokenizer, configs | upsamplers)
+
+
+def know_data(
+    run: runs.Run, params: Params, prior: DiffusionPrior | AutoregressivePrior
+) -> Params:
+    """The params with what Analytic-DPM must know of the data, if the prior asks for it.
+
+    It is estimated on the pairs of training data that the prior's run keeps; `prior` is
+    how it is to be sampled.
+    """
+    if isinstance(prior, AutoregressivePrior):
+        return params
+    if not priors.needs_eps_power(prior.stage):
+        return params
+    if PAIRS not in run.frozen:
+        raise build.ConfigError(
+            "the sampler of the prior must know the data, and this run keeps none: "
+            "choose another sampler"
+        )
+    towers = build.unclip.clip_towers(run.config, run.tokenizer)
+    encoder = build.unclip.own_text(run.config, run.tokenizer)
+
+    @jax.jit
+    def estimate(trained: Params, frozen: Params, params: Params) -> Params:
+        pairs = frozen[PAIRS]
+        text = prior_task.captions(towers, encoder, trained, frozen, pairs)
+        return priors.with_eps_power(
+            prior, params, jax.random.key(0), pairs["image_embed"], text
+        )
+
+    return params | {"eps_power": estimate(run.params, run.frozen, params)["eps_power"]}
 
 
 def _check_clip(found: Found, of_prior: Params, of_decoder: Params) -> None:

@@ -18,7 +18,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.task = dict(name="clip", num_parts=1, sam_rho=0.1, samples_per_replica=64)
     config.data = common.tar_shards("", "", image_size=256)
     config.data.crop = "random"
-    config.tokenizer = dict(directory="", vocab_size=49408, context_length=77)
+    # As many tokens as the text encoders of priors and decoder read (table 3).
+    config.tokenizer = dict(directory="", vocab_size=49408, context_length=256)
     config.clip = dict(
         projection_dim=1024,
         text=dict(

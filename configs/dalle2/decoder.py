@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.batch_size = 2048
     config.num_steps = 800_000
+    config.num_workers = 16
     config.ema_decay = 0.9999
     config.mesh = dict(data=-1, fsdp=8)
     config.sharding = ((".*", "fsdp"),)
@@ -81,5 +82,6 @@ def _runlocal(config: ConfigDict) -> ConfigDict:
     config.text = dict(context_length=20, width=64, num_layers=2, num_heads=2)
     config.projection.context_width = 64
     config.mesh = dict(data=-1, fsdp=1)
+    config.num_workers = 0
     config.sampling.steps = 10
     return common.runlocal(config)

@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.task = dict(name="diffusion_prior", caption_dropout=0.1)
     config.data = common.tar_shards("", "", image_size=256)  # what CLIP sees
     config.towers = dict(clip="runs/dalle2/clip")
-    config.cache_embeddings = True
+    config.cache_embeddings = False  # many hosts, many images
     config.prior = dict(
         num_layers=24,
         num_heads=32,

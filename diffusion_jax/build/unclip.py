@@ -113,11 +113,11 @@ def prior_of(
     config: ConfigDict, tokenizer: captions.Tokenizer, frozen: Params
 ) -> DiffusionPrior | AutoregressivePrior:
     """What a run's prior is sampled by; `frozen` is that of the run."""
-    options = {name: config.sampling[name] for name in OF_PRIOR[:1]}
+    options = {k: config.sampling[k] for k in OF_PRIOR if k in config.sampling}
     if config.task.name == DIFFUSION:
         stage = pipelines.stage(config, prior_network(config, tokenizer))
+        options = {k: v for k, v in options.items() if k == "candidates"}
         return DiffusionPrior(stage, **options)
-    options = {k: config.sampling[k] for k in OF_PRIOR if k in config.sampling}
     return AutoregressivePrior(
         codes_network(config, tokenizer, frozen["codes"]), **options
     )
@@ -187,11 +187,36 @@ def decoder_task(config, tokenizer, frozen, initial) -> Task:
     return construct("task", make, options)
 
 
+def check_lengths(config: ConfigDict, length: int) -> None:
+    """Raises a ConfigError for sizes that do not go with texts of `length` tokens.
+
+    Before the towers have read all the data, which takes long.
+    """
+    most = config.prior.get("num_tokens", length) if "prior" in config else length
+    if config.task.name == DIFFUSION and most < length:
+        raise ConfigError(f"prior.num_tokens {most}: captions have {length} tokens")
+    if config.task.name == AUTOREGRESSIVE and most > length:
+        raise ConfigError(f"prior.num_tokens {most}: captions have {length} tokens")
+    own = config.text.get("context_length", length) if "text" in config else length
+    if own < length:
+        raise ConfigError(f"text.context_length {own}: captions have {length} tokens")
+    width = config.clip.projection_dim
+    if "codes" in config and (config.codes.get("num_dims") or 0) > width:
+        raise ConfigError(
+            f"codes.num_dims {config.codes.num_dims}: CLIP's embeddings have {width}"
+        )
+
+
 def check(config: ConfigDict) -> None:
     """Raises a ConfigError for what can be known to be wrong before any work."""
     if config.task.name == DIFFUSION:
         check_options("prior", PriorTransformer, config.prior)
         pipelines.stage(config, PriorTransformer())
+        loss = config.get("loss", {"name": "diffusion"})["name"]
+        if loss != "diffusion":
+            raise ConfigError(
+                f"loss {loss!r} of a prior, which learns no variance: only 'diffusion'"
+            )
     elif config.task.name == AUTOREGRESSIVE:
         check_options("prior", AutoregressiveTransformer, config.prior)
         check_options("codes", embedding_codes.fit, config.codes)

@@ -210,6 +210,7 @@ def limited(
     examples, the network runs once without guidance outside of the interval.
     """
 
+    @functools.wraps(guide)
     def limited_guide(denoise, cond, null, scale, **options) -> Denoiser:
         guided = guide(denoise, cond, null, scale, **options)
 
@@ -231,11 +232,22 @@ def limited(
 def scheduled(guide: Guide, curve: Curve, schedule: Schedule, **options) -> Guide:
     """Guidance whose scale follows a curve; options as of `guidance_scales.along`."""
 
+    @functools.wraps(guide)
     def scheduled_guide(denoise, cond, null, scale, **others) -> Denoiser:
         scale = guidance_scales.along(curve, schedule, scale, **options)
         return guide(denoise, cond, null, scale, **others)
 
     return scheduled_guide
+
+
+def rule_of(guide: Guide) -> Guide:
+    """The function of GUIDANCE within its options, `limited` and `scheduled`."""
+    while not any(guide is rule for rule in GUIDANCE.values()):
+        inner = getattr(guide, "__wrapped__", None) or getattr(guide, "func", None)
+        if inner is None:
+            return guide
+        guide = inner
+    return guide
 
 
 # ---- guidance by something else than an absent condition -----------------------------

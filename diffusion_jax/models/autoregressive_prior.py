@@ -116,14 +116,14 @@ class AutoregressiveTransformer(nn.Module):
         )
         if dot is not None:
             h = h[:, self.num_tokens + 1 :]
-        norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_out")
+        norm = nn.LayerNorm(epsilon=1e-5, dtype="float32", name="norm_out")
         project = nn.Dense(
             self.num_buckets,
             kernel_init=nn.initializers.normal(0.02),
-            dtype=self.dtype,
+            dtype="float32",
             name="proj_to_buckets",
         )
-        return project(norm(h)).astype(jnp.float32), kept
+        return project(norm(h)), kept
 
     def _embed(
         self, name: str, extra: int, indices: Int[Array, "B C"]

@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.types import Params
 
+NOTHING = 1e-12  # share of the first variance that rounding leaves of none
+
 
 def fit(
     image_embed: Float[Array | np.ndarray, "N P"],
@@ -47,6 +49,11 @@ def fit(
         num_dims = num_explaining(variances, explained)
     if not 1 <= num_dims <= len(variances):
         raise ValueError(f"num_dims={num_dims} of embeddings of {len(variances)}")
+    if variances[num_dims - 1] <= NOTHING * variances[0]:
+        raise ValueError(
+            f"num_dims={num_dims}: the last component of {len(z)} embeddings is 0; "
+            "take fewer, or more embeddings"
+        )
     axes = axes[:, :num_dims]
     values = (z - mean) @ axes
     low, high = values.min(axis=0), values.max(axis=0)

@@ -114,9 +114,15 @@ class PriorTransformer(nn.Module):
         )
         if x is None:
             return Conditioning(mask=cond.mask, keys_values=kept)
-        norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm_out")
-        project = self._dense("proj_to_clip_embeddings", self.embed_dim)
-        return project(norm(h[:, -1])).astype(jnp.float32)
+        # In float32: eps magnifies the rounding of x0 by alpha / sigma.
+        norm = nn.LayerNorm(epsilon=1e-5, dtype="float32", name="norm_out")
+        project = nn.Dense(
+            self.embed_dim,
+            kernel_init=layers.fan_in_init,
+            dtype="float32",
+            name="proj_to_clip_embeddings",
+        )
+        return project(norm(h[:, -1]))
 
     def _dense(self, name: str, width: int) -> nn.Dense:
         init = layers.fan_in_init

@@ -59,7 +59,7 @@ def ranked(
     num = images_for_each(len(images), len(text_embed))
     of_images = clip.to_unit_norm(image_embed).reshape(len(text_embed), num, -1)
     of_texts = clip.to_unit_norm(text_embed)
-    scores = jnp.einsum("bnp,bp->bn", of_images, of_texts)
+    scores = jnp.einsum("bnp,bp->bn", of_images, of_texts, precision="highest")
     order = jnp.argsort(-scores, axis=1, stable=True)
     images = images.reshape(len(text_embed), num, *images.shape[1:])
     index = order.reshape(*order.shape, 1, 1, 1)
@@ -90,5 +90,6 @@ def label_probabilities(
             f"image embeddings of width {image_embed.shape[-1]}, "
             f"label embeddings of {label_embed.shape[-1]}"
         )
-    cosines = clip.to_unit_norm(image_embed) @ clip.to_unit_norm(label_embed).T
+    embeds = clip.to_unit_norm(image_embed), clip.to_unit_norm(label_embed).T
+    cosines = jnp.matmul(*embeds, precision="highest")
     return jax.nn.softmax(cosines / temperature, axis=-1)

@@ -27,7 +27,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.diffusion import guidance
+from diffusion_jax.diffusion.guidance import Guide
 from diffusion_jax.diffusion.samplers.integrate import Keys
+from diffusion_jax.models import clip
 from diffusion_jax.models.clip_towers import ClipTowers
 from diffusion_jax.models.unclip import Encoded, TextImageProjection, TextTransformer
 from diffusion_jax.pipelines import stage as stages
@@ -69,6 +71,16 @@ class Upsampler:
     name: str  # of its weights in params
     last: Stage | None = None
     last_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is None:
+            return
+        whole, others = (stages.grid_of(stage) for stage in (self.stage, self.last))
+        if whole.shape != others.shape or not np.array_equal(whole, others):
+            raise ValueError(
+                f"the last step of {self.name} is of another grid: of {len(others) - 1} "
+                f"steps, not these {len(whole) - 1}"
+            )
 
     def __call__(
         self, params: Params, keys: Keys, images: Float[Array, "B h w 3"]
@@ -159,12 +171,16 @@ class Dalle2:
         null: Caption,
         scale: Scale | None = None,
     ) -> Float[Array, "B P"]:
-        """The prior's image embeddings of texts, in CLIP's own scale."""
+        """The prior's image embeddings of texts, in CLIP's own scale.
+
+        Of unit norm where CLIP's are: the decoder has heard no others.
+        """
         self.check_has_prior()
         prior_text = one_per_image(text.prior, len(keys))
-        return self.prior(
+        embed = self.prior(
             params, keys_of(keys, PRIOR), prior_text, null.prior, scale=scale
         )
+        return clip.to_unit_norm(embed) if self.clip.unit_norm else embed
 
     def hear(
         self,
@@ -310,22 +326,29 @@ def two_way(stage: Stage, image: Conditioning, image_scale: Scale | None) -> Sta
 
     A stage of plain classifier-free guidance stays so unless there is an `image_scale`.
     """
-    guide = stage.guide
-    is_plain = guide is guidance.classifier_free
-    has_two = getattr(guide, "func", guide) is guidance.two_scale
+    guide, rule = stage.guide, guidance.rule_of(stage.guide)
     options = {"image": image}
     if image_scale is not None:
         options["image_scale"] = image_scale
-    elif not has_two:
+    elif rule is not guidance.two_scale:
         return stage
-    if not is_plain and not has_two:
-        name = getattr(guide, "__name__", str(guide))
-        raise ValueError(
-            f"an image scale with the guide {name!r}; one of classifier_free, two_scale"
-        )
-    guide = guidance.two_scale if is_plain else guide
+    if rule is not guidance.two_scale:
+        guide = _with_two_scales(guide)
     return dataclasses.replace(stage, guide=functools.partial(guide, **options))
 
 
+def _with_two_scales(guide: Guide) -> Guide:
+    """`two_scale` with the options of a `classifier_free` guide."""
+    if guide is guidance.classifier_free:
+        return guidance.two_scale
+    if getattr(guide, "func", None) is guidance.classifier_free:
+        return functools.partial(guidance.two_scale, **guide.keywords)
+    name = guidance.rule_of(guide).__name__
+    raise ValueError(
+        f"an image scale with the guide {name!r}, or with one of an interval or a "
+        "curve; one of classifier_free, two_scale"
+    )
+
+
 def _num_steps(stage: Stage) -> int:
-    return len(stage.grid(stage.schedule, stage.steps)) - 1
+    return len(stages.grid_of(stage)) - 1

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffusion_jax.pipelines import stage as stages
 from diffusion_jax.pipelines.stable_diffusion import StableDiffusion, Start
 from diffusion_jax.pipelines.stage import Stage
 from diffusion_jax.types import Params
@@ -29,7 +30,7 @@ def partial_stage(stage: Stage, strength: float) -> Stage:
             f"strength {strength} of {stage.steps} steps leaves {max(taken, 0)}; "
             f"strengths are from {1 / stage.steps:.3g} to 1"
         )
-    return dataclasses.replace(stage, first=len(grid_of(stage)) - 1 - taken)
+    return dataclasses.replace(stage, first=len(stages.grid_of(stage)) - 1 - taken)
 
 
 def split_stage(stage: Stage, refiner: Stage, share: float) -> tuple[Stage, Stage]:
@@ -53,16 +54,10 @@ def split_stage(stage: Stage, refiner: Stage, share: float) -> tuple[Stage, Stag
     )
 
 
-def grid_of(stage: Stage) -> np.ndarray:
-    """All times of the stage, known now even while something is traced."""
-    with jax.ensure_compile_time_eval():
-        return np.asarray(stage.grid(stage.schedule, stage.steps))
-
-
 def times_heard(stage: Stage) -> np.ndarray:
     """What the network hears at the start of each step."""
     with jax.ensure_compile_time_eval():
-        return np.asarray(stage.schedule(jnp.asarray(grid_of(stage)[:-1])).time)
+        return np.asarray(stage.schedule(jnp.asarray(stages.grid_of(stage)[:-1])).time)
 
 
 def heard_at_most(stage: Stage) -> float:

@@ -68,6 +68,9 @@ def encode(
         sampler=functools.partial(inversion.ddim_inversion, corrections=corrections),
         clip=_clipping_noisy(pipeline.decoder.clip),
     )
+    if heard.image is not None:
+        image = stages.remember(stage, params["decoder"], heard.image)
+        stage = dalle2.two_way(stage, image, None)
     x, _ = stages.sample(
         stage,
         params["decoder"],
@@ -248,10 +251,14 @@ def direction(
 def toward(
     embed: Float[Array, "B P"], goal: Float[Array, "B P"], thetas: Float[Array, "S"]
 ) -> Float[Array, "B S P"]:
-    """Embeddings turned towards `goal` by shares of the arc; their norms stay."""
+    """Embeddings turned towards `goal` by shares of the arc; their norms stay.
+
+    `goal` has unit norm, or is zero: of two captions that are one, which turn nothing.
+    """
     norm = jnp.linalg.norm(embed, axis=-1, keepdims=True)
     unit = embed / jnp.where(norm == 0, 1.0, norm)
-    return norm[:, None] * _arcs(unit, goal, thetas)
+    is_nowhere = jnp.linalg.norm(goal, axis=-1, keepdims=True) < 0.5
+    return norm[:, None] * _arcs(unit, jnp.where(is_nowhere, unit, goal), thetas)
 
 
 # ---- section 4 ------------------------------------------------------------------------
@@ -290,9 +297,10 @@ def projected(
             raise ValueError(
                 f"{count} principal components; there are {len(components)}"
             )
-    coefficients = (embed - mean) @ components.T
+    exactly = functools.partial(jnp.matmul, precision="highest")
+    coefficients = exactly(embed - mean, components.T)
     kept = jnp.arange(len(components)) < jnp.asarray(counts)[:, None]
-    return mean + (coefficients[:, None] * kept) @ components
+    return mean + exactly(coefficients[:, None] * kept, components)
 
 
 # ---- what they share -----------------------------------------------------------------

@@ -167,7 +167,9 @@ def best_of(
     many = Encoded(*repeat(tuple(text)))
     drawn = draw(params, keys, many, Encoded(*repeat(tuple(null))), scale)
     drawn = drawn.reshape(candidates, batch, -1)
-    dots = jnp.einsum("nbp,bp->nb", drawn, text.embed.astype(drawn.dtype))
+    dots = jnp.einsum(
+        "nbp,bp->nb", drawn, text.embed.astype(drawn.dtype), precision="highest"
+    )
     return drawn[dots.argmax(axis=0), jnp.arange(batch)]
 
 

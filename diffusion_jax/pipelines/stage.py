@@ -9,6 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.diffusion import denoiser, process
@@ -64,6 +65,12 @@ def times(stage: Stage) -> Float[Array, "taken_plus_1"]:
     if not 0 <= stage.first < last < len(ts):
         raise ValueError(f"steps {stage.first} to {last} of a grid of {len(ts) - 1}")
     return ts[stage.first : last + 1]
+
+
+def grid_of(stage: Stage) -> np.ndarray:
+    """All times of the stage, known now even while something is traced."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(stage.grid(stage.schedule, stage.steps))
 
 
 def _whole(stage: Stage) -> dict[str, int]:

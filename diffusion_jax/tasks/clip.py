@@ -70,7 +70,7 @@ def contrastive_loss(
 
     `image` and `text` have unit norm; row i of one belongs to row i of the other.
     """
-    similarity = image @ text.T
+    similarity = jnp.matmul(image, text.T, precision="highest")
     rows = jnp.broadcast_to(scale, len(image))[:, None]
     logits, transposed = rows * similarity, rows * similarity.T
     labels = jnp.arange(len(image))
