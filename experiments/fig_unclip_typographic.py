@@ -17,46 +17,26 @@ import pathlib
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from diffusion_jax import build, command, published_unclip, unclip_runs
-from diffusion_jax.data import images as pixels
 from diffusion_jax.evaluation import grids, typographic
 from diffusion_jax.evaluation import upsampling as upsampling_scores
 from diffusion_jax.pipelines import best_of
-from experiments import colour_edits, scenes_stack, unclip_figures
+from experiments import scenes_stack, unclip_figures, written_words
 from experiments.scenes_stack import Subject
 
-NUM_SCENES, NUM_VARIATIONS = 4, 4
+NUM_VARIATIONS = 4
 WITHOUT, WITH = "as it is", "with the word"
-
-
-def scenes_of(subject: Subject) -> tuple[np.ndarray, list[str], list[list[str]]]:
-    """Images of single objects, a colour to write on each, and labels to choose from."""
-    made = colour_edits.edits(subject.scenes("validation", 32))
-    chosen = slice(0, NUM_SCENES)
-    captions, after = made.scenes.captions[chosen], made.after[chosen]
-    words = list(map(colour_edits.colour_of, after))
-    others = [
-        colour_edits.recoloured(a, "white" if "black" in (a + b) else "black")
-        for a, b in zip(captions, after, strict=True)
-    ]
-    labels = list(map(list, zip(captions, after, others, strict=True)))
-    return made.scenes.images[chosen], words, labels
-
-
-def given(file: str, word: str, labels: list[str], size: int):
-    """One image of the user's, as `scenes_of`."""
-    image = pixels.square(Image.open(file).convert("RGB"), size, crop="center")
-    return pixels.to_float(image)[None], [word], [labels]
 
 
 def run(subject: Subject, cases, size: int, out: pathlib.Path) -> None:
     """The table anew, and a row of pictures for each image."""
     table, shown, texts = out / "unclip_typographic.csv", [], []
     table.unlink(missing_ok=True)
-    for number, (image, word, labels) in enumerate(zip(*cases, strict=True)):
-        pair = np.stack([image, typographic.write_on(image, word)])
+    for number, (image, word, labels) in enumerate(zip(*cases, strict=True), 1):
+        center = 0.5, written_words.free_height(image)
+        attacked = typographic.write_on(image, word, width=0.6, center=center)
+        pair = np.stack([image, attacked])
         embeds = subject.embed_images(pair)
         shares = best_of.label_probabilities(embeds, subject.embed_texts(labels))
         for kind, row in zip((WITHOUT, WITH), np.asarray(shares), strict=True):
@@ -81,7 +61,7 @@ def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
     rows = unclip_figures.newest(table)
     by_label: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        name = f"{row['label']} ({row['image']}: {row['word']!r})"
+        name = f"image {row['image']}, {row['word']!r}: {row['label']}"
         both = by_label.setdefault((row["image"], row["label"]), {"label": name})
         both[row["kind"]] = row["probability"]
     panels = {WITHOUT: "as it is", WITH: "with the word"}
@@ -102,9 +82,9 @@ def main(_: list[str]) -> None:
         subject = scenes_stack.load(options.stack)
     size = subject.pipeline.clip.image.vision_model.image_size
     if options.image:
-        cases = given(options.image, options.word, options.labels, size)
+        cases = written_words.given(options.image, options.word, options.labels, size)
     else:
-        cases = scenes_of(subject)
+        cases = written_words.scenes_of(subject)
     run(subject, cases, size, out)
     plot(out / "unclip_typographic.csv", out / "unclip_typographic_bars.png")
     print(f"look at {out / 'unclip_typographic.png'}")

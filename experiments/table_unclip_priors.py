@@ -26,10 +26,10 @@ STEPS = 64
 FITTED_BATCHES = 4  # training images behind Analytic-DPM's variances, in BATCHes
 SPLITS = {"held_in": "validation", "held_out": "test"}
 PANELS = {
-    "image_held_in": "cosine to the image",
-    "image_held_out": "the same, held-out",
-    "accuracy_held_in": "shows its caption",
-    "accuracy_held_out": "the same, held-out",
+    "image_held_in": "cosine\nto the image",
+    "image_held_out": "cosine,\nheld-out",
+    "accuracy_held_in": "shows\nits caption",
+    "accuracy_held_out": "shows it,\nheld-out",
     "seconds": "seconds",
 }
 

@@ -159,7 +159,8 @@ def _refine(
         fitted.append((float(left[0] @ left[0]), guess, colours[0]))
         slopes = left[1:] - left[0]  # per step
         normal = slopes @ slopes.T
-        normal += 1e-6 * np.trace(normal) * np.eye(len(STEPS))
+        # The last term is for a shape that has left the part, where all slopes are 0.
+        normal += (1e-6 * np.trace(normal) + 1e-12) * np.eye(len(STEPS))
         change = STEPS * np.linalg.solve(normal, slopes @ left[0])
         guess = np.clip(guess - change, low, high)
     return min(fitted, key=lambda fit: fit[0])
