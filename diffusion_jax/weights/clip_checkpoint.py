@@ -19,12 +19,13 @@ from diffusion_jax.weights import (
     clip_keys,
     components,
     config_fields,
+    image_config,
     open_clip_config,
     tensors,
 )
 from diffusion_jax.weights.components import Component, Place
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
 OPEN_CLIP_CONFIG, OPEN_CLIP_STEM = "open_clip_config.json", "open_clip_model"
 OPEN_CLIP_PICKLE = "open_clip_pytorch_model.bin"
 TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
@@ -100,11 +101,11 @@ def _whole(path: pathlib.Path, variant: str | None) -> PublishedClip:
     fields = clip_config.read(config_fields.read_json(path / CONFIG))
     found = tensors.open_component(path, variant=variant)
     pixels = {}
-    if (path / PREPROCESSOR).is_file():
-        given = config_fields.read_json(path / PREPROCESSOR)
-        for name in ("image_mean", "image_std"):
-            if name in given:
-                pixels[name] = tuple(map(float, given[name]))
+    if (path / image_config.FILE).is_file():
+        given = config_fields.read_json(path / image_config.FILE)
+        size = fields["vision"]["image_size"]
+        read = image_config.read(given, size=size)
+        pixels = dict(image_mean=read.mean, image_std=read.std)
     return PublishedClip(**fields, **pixels, tensors=found)
 
 

@@ -18,6 +18,8 @@ from diffusion_jax.weights import single_file, single_file_fields, single_file_k
 from diffusion_jax.weights.single_file_fields import HEAD_WIDTH
 from diffusion_jax.weights.tensors import Stored
 
+# Of the image towers H, g, bigG and e of OpenCLIP, by their widths.
+LARGE_HEADS = dict.fromkeys((1280, 1408, 1664, 1792), 16)
 FIRST = "visual.conv1.weight"
 RESNET = "visual.layer1.0.conv1.weight"
 PROJECTIONS = {
@@ -70,8 +72,16 @@ def _of_vision(name: str) -> str:
     return VISION + name.removeprefix("text_model")
 
 
+def vision_heads(width: int) -> int:
+    """How many heads an image tower of this width has, which no shape tells.
+
+    They are 64 wide in all published towers but the largest of OpenCLIP.
+    """
+    return LARGE_HEADS.get(width, max(1, width // HEAD_WIDTH))
+
+
 def fields(header: Mapping[str, Stored], activation: str) -> dict[str, Any]:
-    """`text`, `vision` and `projection_dim`, by the shapes; heads are 64 wide."""
+    """`text`, `vision` and `projection_dim`, by the shapes."""
     found = rename(header)
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     text = single_file_fields.text(shapes, activation=activation)
@@ -87,7 +97,7 @@ def fields(header: Mapping[str, Stored], activation: str) -> dict[str, Any]:
             num_layers=single_file_fields.count(
                 shapes, rf"{VISION}\.encoder\.layers\.(\d+)\."
             ),
-            num_heads=max(1, width // HEAD_WIDTH),
+            num_heads=vision_heads(width),
             mlp_width=shapes[f"{VISION}.encoder.layers.0.mlp.fc1.weight"][0],
             activation=activation,
         ),

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from diffusion_jax.weights import (
     clip_checkpoint,
     clip_config,
+    clip_keys,
     config_fields,
     convert,
     open_clip_config,
@@ -205,6 +206,14 @@ def test_every_tensor_is_where_it_belongs(write):
         np.testing.assert_array_equal(stored[f"{new}.weight"], state[old].T)
     assert sum(x.size for x in stored.values()) == sum(x.size for x in state.values())
     assert found.tokenizer is None and found.vision["image_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(768, 12), (1024, 16), (1280, 16), (1408, 16), (1664, 16)]
+)
+def test_heads_of_a_file_are_those_that_its_width_was_published_with(width, heads):
+    """B and L of both, H, g and bigG of OpenCLIP (their config files)."""
+    assert clip_keys.vision_heads(width) == heads
 
 
 def without(name):
