@@ -80,9 +80,10 @@ def run(subject: Subject, num_images: int, out: pathlib.Path) -> None:
         explained = float(variances[:count].sum() / variances.sum())
         unclip_figures.add(table, setting, explained=explained, accuracy=found.fraction)
     last = subject.pipeline.upsamplers[-1].name
-    rows = {"original": subject.scenes("validation", NUM_SHOWN, last).images}
+    num_shown = min(NUM_SHOWN, num_images)
+    rows = {"original": subject.scenes("validation", num_shown, last).images}
     for i, count in reversed(list(enumerate(counts))):
-        rows[f"first {count}"] = images[:NUM_SHOWN, i]
+        rows[f"first {count}"] = images[:num_shown, i]
     grid = grids.labelled_rows(rows, scale=2)
     grids.save_png(grid, out / "unclip_pca.png", metadata={})
 
