@@ -81,7 +81,7 @@ def images_for_each(num_images: int, num_captions: int) -> int:
 
 def label_probabilities(
     image_embed: Float[Array, "N P"],
-    label_embed: Float[Array, "K P"],
+    label_embed: Float[Array, "K Q"],
     temperature: float | Float[Array, ""] = TEMPERATURE,
 ) -> Float[Array, "N K"]:
     """How probable each label is for each image: softmax of cosines / temperature."""

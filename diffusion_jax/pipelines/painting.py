@@ -25,7 +25,7 @@ def inpaint(
     keys: Keys,
     heard: Heard,
     images: Float[Array, "B H W 3"],
-    mask: Float[Array, "B H W 1"],
+    mask: Float[Array, "B _ _ 1"],
     scale: Scale | None = None,
     *,
     image_scale: Scale | None = None,

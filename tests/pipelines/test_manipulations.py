@@ -60,7 +60,8 @@ def test_encoding_is_undone_the_better_the_more_steps_or_corrections():
     rough = error_of(with_steps(5), 0)
     assert error_of(with_steps(40), 0) < 0.4 * rough
     assert error_of(with_steps(5), 8) < 0.4 * rough
-    assert error_of(with_steps(5), 8, scale=2.0) < 0.4 * rough  # guided both ways
+    guided = error_of(with_steps(5), 0, scale=2.0)  # both ways
+    assert error_of(with_steps(5), 8, scale=2.0) < 0.6 * guided
 
 
 def test_an_encoding_is_the_embedding_and_noise():
@@ -77,7 +78,7 @@ def test_larger_images_are_encoded_at_the_decoder_s_size():
     assert_allclose(made.embed, PIPELINE.encode_image(PARAMS, large), atol=1e-5)
     at_size = manipulations.small(large, tiny.SIZE)
     images = jitted(manipulations.redraw)(made, NULL)
-    assert np.abs(images - at_size).mean() < 0.1
+    assert np.abs(images - at_size).mean() < 0.5 * np.abs(images[::-1] - at_size).mean()
 
 
 def test_a_decoder_of_x0_without_eps_at_clean_data_is_refused():

@@ -116,11 +116,11 @@ def test_what_is_trained_on_crops_applies_to_whole_images(params):
     middle = slice(2 * CROP, 4 * CROP)
     there = slice(5 * CROP, 7 * CROP)
     difference = np.abs(small[:, middle, middle] - large[:, there, there])
-    assert difference.max() < 0.1 * np.std(small)
+    assert difference.mean() < 0.1 * np.std(small)
     shifted = np.abs(
         small[:, middle, middle] - large[:, there, 4 * CROP + 2 : 6 * CROP + 2]
     )
-    assert shifted.max() > np.std(small)
+    assert shifted.mean() > 0.5 * np.std(small)
 
 
 def test_dropout_is_drawn_anew_for_each_key(params):
