@@ -27,8 +27,9 @@ def model(tmp_path_factory):
     state["logit_scale"] = np.array(2.0, np.float16)
     state["input_resolution"] = np.array(8)
     save_file(state, directory / "clip.safetensors")
-    for i, shade in enumerate((0, 128, 255)):
-        pixels = np.full((10, 12, 3), shade, np.uint8)
+    rng = np.random.default_rng(1)
+    for i in range(3):
+        pixels = rng.integers(0, 256, (10, 12, 3), np.uint8)
         grids.save_png(Image.fromarray(pixels), directory / f"{i}.png", metadata={})
     return directory
 

@@ -130,11 +130,11 @@ def test_the_scale_stops_at_a_hundred_and_returns():
     """Beyond it, a gradient that would lead further is blocked, one back is not."""
     value_and_slope = jax.value_and_grad(clip.logit_scale)
     for log_scale, expected in ((2.0, math.exp(2)), (5.0, 100.0)):
-        value, slope = value_and_slope(log_scale)
+        value, slope = value_and_slope(jnp.array(log_scale))
         np.testing.assert_allclose((value, slope), expected, rtol=1e-5)
     downward = jax.grad(lambda x: -clip.logit_scale(x))
-    assert downward(5.0) == 0
-    np.testing.assert_allclose(downward(2.0), -math.exp(2), rtol=1e-5)
+    assert downward(jnp.array(5.0)) == 0
+    np.testing.assert_allclose(downward(jnp.array(2.0)), -math.exp(2), rtol=1e-5)
 
 
 def test_the_parameter_itself_never_passes_the_maximum():
@@ -164,7 +164,7 @@ def test_the_parameter_itself_never_passes_the_maximum():
         (dict(sam_rho=-0.1), "sam_rho is -0.1; at least 0"),
         (dict(sam_rho=0.1, samples_per_replica=1), "samples_per_replica is 1"),
         (dict(num_parts=3), "32 pairs do not divide into num_parts = 3"),
-        (dict(sam_rho=0.1, samples_per_replica=5), "32 pairs .* replica = 5"),
+        (dict(sam_rho=0.1, samples_per_replica=5), "32 pairs .*per_replica = 5"),
         (dict(sam_rho=0.1, samples_per_replica=16, num_parts=4), "8 pairs .* = 16"),
     ],
 )
