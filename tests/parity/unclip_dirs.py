@@ -71,9 +71,7 @@ SCHEDULERS = {  # as published
         prediction_type="sample",
         clip_sample_range=5.0,
     ),
-    "decoder_scheduler": dict(
-        variance_type="learned_range", prediction_type="epsilon"
-    ),
+    "decoder_scheduler": dict(variance_type="learned_range", prediction_type="epsilon"),
     "super_res_scheduler": dict(
         variance_type="fixed_small_log", prediction_type="epsilon"
     ),
