@@ -110,7 +110,7 @@ def sweep(
     for theta, moved in zip(thetas, codes(subject, code, made, thetas), strict=True):
         for scale in scales:
             edited = subject.redraw(moved, scale=scale)
-            edited = subject.enlarge(edited, last=1)
+            edited = subject.enlarge(edited, last=subject.num_before_clip)
             share = share_of_successes(edited, made.scenes.images, made.after)
             shares[theta, scale] = share
     return shares

@@ -5,7 +5,8 @@
 trains CLIP, both priors, the decoder and two upsamplers on the embedded captioned
 scenes through configs/small, then measures what arXiv:2204.06125 does with them, into
 runs/scenes: results.json, samples.png, reconstructions.png. A second run goes on where
-the first stopped, or straight to measuring.
+the first stopped, or straight to measuring. "seconds" in results.json are of the runs
+that are there: what went into each, however often it was interrupted.
 """
 
 import json
@@ -22,7 +23,7 @@ from configs.small import (
     scenes_upsampler_32,
     scenes_upsampler_64,
 )
-from diffusion_jax import command, train
+from diffusion_jax import command, runs, train
 from diffusion_jax.evaluation import curves
 from experiments import scenes_measures, scenes_stack
 
@@ -38,20 +39,32 @@ RESULTS = "results.json"
 
 
 def train_all(out: pathlib.Path, variant: str, seconds: dict[str, float]) -> None:
-    """The trainings in turn; adds what each took to `seconds`, and keeps that."""
+    """The trainings in turn; `seconds` says what the run of each took, and is kept."""
     for name, module in CONFIGS.items():
         config = module.get_config(variant)
         if "towers" in config:
             config.towers.clip = str(out / "clip")
-        start = time.monotonic()
-        train.train(config, out / name)
-        add_seconds(out, seconds, name, start)
+        before, start = newest_step(out / name), time.monotonic()
+        if before is None:
+            seconds.pop(name, None)  # of a run that was here and is no more
+        try:
+            train.train(config, out / name)
+        finally:
+            if newest_step(out / name) != before:
+                taken = seconds.get(name, 0) + time.monotonic() - start
+                keep_seconds(out, seconds, name, taken)
 
 
-def add_seconds(
-    out: pathlib.Path, seconds: dict[str, float], name: str, start: float
+def newest_step(run: pathlib.Path) -> int | None:
+    """Of its checkpoints."""
+    names = [path.name for path in (run / runs.CHECKPOINTS).glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def keep_seconds(
+    out: pathlib.Path, seconds: dict[str, float], name: str, taken: float
 ) -> None:
-    seconds[name] = round(seconds.get(name, 0) + time.monotonic() - start, 1)
+    seconds[name] = round(taken, 1)
     seconds["total"] = round(sum(v for k, v in seconds.items() if k != "total"), 1)
     write(out, read(out) | {"seconds": seconds})
 
@@ -96,7 +109,7 @@ def main(_: list[str]) -> None:
     train_all(out, flags.FLAGS.variant, seconds)
     start = time.monotonic()
     result = measure(out, flags.FLAGS.num)
-    add_seconds(out, seconds, "evaluation", start)
+    keep_seconds(out, seconds, "evaluation", time.monotonic() - start)
     print(f"look at {out / 'samples.png'}")
     print(json.dumps(result | {"seconds": seconds}))
 

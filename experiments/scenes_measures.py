@@ -7,7 +7,8 @@ test split, "held_out", have pairs of colour and shape that training never shows
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from diffusion_jax.evaluation import embedding_cosines, grids, reconstruction
 from diffusion_jax.evaluation import upsampling as upsampling_scores
 from diffusion_jax.pipelines import best_of
 from experiments import colour_edits, scenes_stack
-from experiments.scenes_stack import Subject
+from experiments.scenes_stack import Scenes, Subject
 
 SPLITS = {"held_in": "validation", "held_out": "test"}
 NUM_CANDIDATES = 4  # of each caption, for the best by CLIP
@@ -26,6 +27,7 @@ NUM_SHOWN = 12  # samples of each split
 NUM_PICTURES = 8
 NUM_FOR_MEAN = 1024  # training images behind the mean embedding
 SCALES = (1.0, 2.0)  # of the guidance, among which text diffs choose
+THETA, SCALE = "text_diff_theta", "text_diff_scale"  # what they chose
 
 Numbers = dict[str, float]
 
@@ -60,11 +62,12 @@ def draws(
     They are ranked at the size that CLIP sees, so that only the best are enlarged.
     """
     repeated = [caption for caption in captions for _ in range(num)]
-    small = subject.enlarge(subject.draw(repeated), last=1)
+    num_before = subject.num_before_clip
+    small = subject.enlarge(subject.draw(repeated), last=num_before)
     embeds = subject.embed_images(small), subject.embed_texts(captions)
     ranked = jax.jit(best_of.ranked)(small, *embeds)
     drawn = small[::num], np.asarray(ranked.images[:, 0])
-    first, best = (subject.enlarge(images, first=1) for images in drawn)
+    first, best = (subject.enlarge(images, first=num_before) for images in drawn)
     return first, best
 
 
@@ -134,7 +137,7 @@ def text_diffs(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
     shares = colour_edits.sweep(subject, for_choice, scales=SCALES)
     theta, scale = colour_edits.best(shares)
     test = colour_edits.edits(subject.scenes("test", num), may_be_held_out=True)
-    result = {"text_diff_theta": theta, "text_diff_scale": scale}
+    result = {THETA: theta, SCALE: scale}
     result["text_diff_chosen_on"] = shares[theta, scale]
     for name, edits in (("held_in", reported), ("held_out", test)):
         edited = colour_edits.apply(subject, edits, theta, scale)
@@ -146,47 +149,59 @@ def text_diffs(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
 
 
 def upsampling(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
-    """Each upsampler on what it was trained to enlarge, and all on blurred images."""
+    """The upsamplers beside bicubic interpolation.
+
+    That they are better rests on "clean" images, of bicubic downsampling alone, and on
+    "drawn" ones, the decoder's own, which are what they are for. Those "degraded" as in
+    training say that they learnt it: no interpolation takes noise or JPEG away.
+    """
     stages = subject.pipeline.upsamplers
+    parts = {stage.name: (i, i + 1) for i, stage in enumerate(stages)}
+    parts["cascade"] = 0, len(stages)
     result = {}
-    for i, stage in enumerate(stages):
-        score = compare(subject, stage.name, i, i + 1, num // 2)
-        result |= {f"{stage.name}_{key}": value for key, value in score.items()}
-    if len(stages) > 1:
-        score = compare(subject, stages[0].name, 0, len(stages), num // 2)
-        result |= {f"cascade_{key}": value for key, value in score.items()}
+    for name, (first, last) in parts.items():
+        scenes = subject.scenes("validation", num // 2, stages[last - 1].name)
+        config = subject.stack.configs[stages[first].name].upsampler
+        options = {"clean": {"name": "none"}, "degraded": config.degradation}
+        for kind, how in options.items():
+            low_res = degraded(scenes.images, config.low_size, how)
+            enlarged = subject.enlarge(low_res, first=first, last=last)
+            score = compare(scenes, low_res, enlarged)
+            result |= {f"{name}_{kind}_{key}": value for key, value in score.items()}
+    return result | of_drawn(subject, num // 2)
+
+
+def compare(scenes: Scenes, low_res: np.ndarray, enlarged: np.ndarray) -> Numbers:
+    """PSNR and accuracy of the upsamplers' images and of bicubic enlargement."""
+    verify = dict(verify=scene_verifier.shows, captions=scenes.captions)
+    found = upsampling_scores.compare(scenes.images, low_res, enlarged, **verify)
+    result = {}
+    for kind, score in found._asdict().items():
+        result[f"{kind}_psnr"] = score.psnr
+        result[f"{kind}_accuracy"] = score.accuracy.fraction
     return result
 
 
-def compare(subject: Subject, degraded_as: str, first: int, last: int, num: int):
-    """PSNR and accuracy of the upsamplers [first, last) and of bicubic enlargement."""
-    stages = subject.pipeline.upsamplers
-    scenes = subject.scenes("validation", num, stages[last - 1].name)
-    low_size = subject.stack.configs[stages[first].name].upsampler.low_size
-    low_res = degraded(subject, degraded_as, scenes.images, low_size)
-    enlarged = subject.enlarge(low_res, first=first, last=last)
-    found = upsampling_scores.compare(
-        scenes.images,
-        low_res,
-        enlarged,
-        verify=scene_verifier.shows,
-        captions=scenes.captions,
-    )
+def of_drawn(subject: Subject, num: int) -> Numbers:
+    """Which of the decoder's own images, enlarged, show their captions."""
+    captions = subject.scenes("validation", num).captions
+    small = subject.draw(captions)
+    size = subject.pipeline.upsamplers[-1].size
+    by = {"upsampled": subject.enlarge(small)}
+    by["bicubic"] = np.asarray(upsampling_scores.bicubic(small, size))
     return {
-        f"{kind}_{measure}": value
-        for kind, score in found._asdict().items()
-        for measure, value in (
-            ("psnr", score.psnr),
-            ("accuracy", score.accuracy.fraction),
-        )
+        f"cascade_drawn_{kind}_accuracy": scenes_stack.accuracy_of(
+            images, captions
+        ).fraction
+        for kind, images in by.items()
     }
 
 
 def degraded(
-    subject: Subject, stage: str, images: np.ndarray, low_size: int
+    images: np.ndarray, low_size: int, options: Mapping[str, Any]
 ) -> np.ndarray:
-    """Small images as the stage was trained on; those that are blurred at random, all."""
-    options = dict(subject.stack.configs[stage].upsampler.degradation)
+    """Small images, degraded so; those that would be blurred at random, all."""
+    options = dict(options)
     if "probability" in options:
         options["probability"] = 1.0
     degrade = build.choose("degradation", degradation.DEGRADATIONS, options)

@@ -17,7 +17,7 @@ from absl import flags
 from diffusion_jax import build, previews, unclip_runs
 from diffusion_jax.data import scene_captions, scene_verifier
 from diffusion_jax.evaluation import accuracy, retrieval
-from diffusion_jax.pipelines import batched_unclip, manipulations
+from diffusion_jax.pipelines import batched_unclip, best_of, manipulations
 from diffusion_jax.pipelines.batched_unclip import Rows, Scales
 from diffusion_jax.pipelines.dalle2 import Dalle2
 from diffusion_jax.pipelines.manipulations import Code
@@ -45,6 +45,7 @@ class Subject:
     """A trained stack: what the experiments do with it."""
 
     stack: unclip_runs.Stack
+    batch_size: int = BATCH  # of every program
 
     @property
     def pipeline(self) -> Dalle2:
@@ -66,9 +67,10 @@ class Subject:
         config = self.stack.configs[stage]
         return Scenes(*_first(config, self.stack.tokenizer, split, count))
 
-    def program(self, function: Callable, batch_size: int = BATCH) -> Callable:
+    def program(self, function: Callable, batch_size: int | None = None) -> Callable:
         """(rows, *others) -> arrays, of a function of (params, rows, *others)."""
-        run = batched_unclip.mapped(function, batch_size=batch_size)
+        size = batch_size or self.batch_size
+        run = batched_unclip.mapped(function, batch_size=size)
         return lambda rows, *others: joined(run(self.params, rows, *others))
 
     # ---- captions to images ----------------------------------------------------------
@@ -76,7 +78,7 @@ class Subject:
     @functools.cached_property
     def _generate(self) -> Callable:
         return batched_unclip.generator(
-            self.pipeline, batch_size=BATCH, num_upsamplers=0
+            self.pipeline, batch_size=self.batch_size, num_upsamplers=0
         )
 
     def draw(
@@ -111,6 +113,11 @@ class Subject:
         for upsample in self._upsample[first:last]:
             images = upsample((images, np.arange(len(images))), seed)
         return images
+
+    @property
+    def num_before_clip(self) -> int:
+        """So many upsamplers make images of the size that CLIP sees, or larger."""
+        return best_of.num_before_choice(self.pipeline)
 
     # ---- embeddings ------------------------------------------------------------------
 
@@ -200,10 +207,12 @@ class Subject:
 
     # ---- of several stacks and priors ------------------------------------------------
 
-    def with_prior(self, prior: DiffusionPrior) -> "Subject":
-        """The same weights, but the prior is sampled so."""
+    def with_prior(self, prior: DiffusionPrior, **measured: jax.Array) -> "Subject":
+        """The same weights, but the prior is sampled so, of which it may ask numbers."""
         pipeline = dataclasses.replace(self.pipeline, prior=prior)
-        return Subject(self.stack._replace(pipeline=pipeline))
+        params = {**self.params, **measured}
+        stack = self.stack._replace(pipeline=pipeline, params=params)
+        return dataclasses.replace(self, stack=stack)
 
 
 def load(directory: str | pathlib.Path, *, prior: str | None = None) -> Subject:

@@ -1,7 +1,7 @@
 """What the experiments on the small DALL·E 2 share: their rows, and lines drawn of them.
 
-A row names the weights that it was measured with: rows of others are kept, but neither
-taken for measured nor drawn.
+A row names all that it was measured with: weights, how every stage is sampled, and the
+script's own options. Rows of others are kept, but neither taken for measured nor drawn.
 """
 
 import functools
@@ -17,39 +17,50 @@ from experiments.sampler_figures import MARKERS
 from experiments.scenes_stack import Subject
 
 Rows = Sequence[Mapping[str, str]]
+Setting = Mapping[str, object]
+
+HASHES = ("weights", "sampling")
+MEASURED = ("eps_power",)  # parameters that are measured of the others, for a sampler
 
 # Columns whose values are shares of one, and drawn as such.
 SHARES = {"accuracy", "success", "first", "second", "explained", "held_in", "held_out"}
 SHARES |= {"as it is", "with the word", "accuracy_held_in", "accuracy_held_out"}
 
 
-def setting_of(subject: Subject, **values: object) -> dict[str, object]:
-    """What tells a row from others."""
-    return {"weights": weights_of(subject)} | values
+def setting_of(*subjects: Subject, **values: object) -> dict[str, object]:
+    """What the rows of one figure share; several subjects if it is of several."""
+    weights, sampling = zip(*map(_names_of, subjects), strict=True)
+    return {"weights": _named(*weights), "sampling": _named(*sampling)} | values
 
 
 @functools.cache
-def weights_of(subject: Subject) -> str:
-    """A short name of the parameters."""
-    sums = json.dumps(checkpoint.fingerprint(subject.params), sort_keys=True)
-    return hashlib.sha256(sums.encode()).hexdigest()[:12]
+def _names_of(subject: Subject) -> tuple[str, str]:
+    """Of the parameters, and of how the runs say that their stages are sampled."""
+    trained = {k: v for k, v in subject.params.items() if k not in MEASURED}
+    sums = json.dumps(checkpoint.fingerprint(trained), sort_keys=True)
+    configs = subject.stack.configs.items()
+    said = {name: config.sampling.to_dict() for name, config in configs}
+    return sums, json.dumps(said, sort_keys=True)
 
 
-def is_measured(table: pathlib.Path, setting: Mapping[str, object]) -> bool:
+def _named(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+
+
+def is_measured(table: pathlib.Path, setting: Setting) -> bool:
     return tables.has_row(tables.read_rows(table), **setting)
 
 
-def add(table: pathlib.Path, setting: Mapping[str, object], **measured: float) -> None:
+def add(table: pathlib.Path, setting: Setting, **measured: float) -> None:
     """A row of the setting and what was measured, which is printed too."""
     values = {name: f"{value:.4f}" for name, value in measured.items()}
     tables.append_row(table, {**setting, **values, **tables.provenance()})
-    print({name: setting[name] for name in setting if name != "weights"} | values)
+    print({name: setting[name] for name in setting if name not in HASHES} | values)
 
 
-def newest(table: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of the weights that were measured last."""
-    rows = tables.read_rows(table)
-    return [row for row in rows if row["weights"] == rows[-1]["weights"]]
+def rows_of(table: pathlib.Path, setting: Setting) -> list[dict[str, str]]:
+    """The rows that were measured so."""
+    return [row for row in tables.read_rows(table) if tables.has_row([row], **setting)]
 
 
 def draw_lines(
@@ -101,11 +112,12 @@ def draw_bars(rows: Rows, name: str, panels: Mapping[str, str], out: pathlib.Pat
     figure = figures.new_figure(0.9 + 0.42 * len(rows))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    labels = [row[name] for row in rows]
+    labels, places = [row[name] for row in rows], range(len(rows))
     for (column, label), panel in zip(panels.items(), axes, strict=True):
         figures.tidy(panel)
         values = [float(row[column]) if row[column] else 0.0 for row in rows]
-        bars = panel.barh(labels, values, height=0.6, color=figures.PALETTE[0])
+        bars = panel.barh(places, values, height=0.6, color=figures.PALETTE[0])
+        panel.set_yticks(places, labels)
         texts = [f"{float(row[column]):.2f}" if row[column] else "-" for row in rows]
         panel.bar_label(bars, texts, padding=3, fontsize=8, color=figures.INK)
         panel.margins(x=0.25)

@@ -19,8 +19,6 @@ from diffusion_jax.models import clip
 from diffusion_jax.pipelines.dalle2 import Dalle2, Scale
 from diffusion_jax.types import Params
 
-TEMPERATURE = 0.01  # of a trained CLIP: one over its largest scale
-
 
 class Ranked(NamedTuple):
     """n images for each of B captions, the best first."""
@@ -70,6 +68,17 @@ def ranked(
     )
 
 
+def num_before_choice(pipeline: Dalle2, num_upsamplers: int | None = None) -> int:
+    """How many upsamplers come before CLIP chooses, so that the others enlarge the best.
+
+    As many as make images no smaller than CLIP sees them; all, if none is as large.
+    """
+    num = pipeline.num_upsamplers(num_upsamplers)
+    sizes = [pipeline.size, *(one.size for one in pipeline.upsamplers[:num])]
+    seen = pipeline.clip.image.vision_model.image_size
+    return next((i for i, size in enumerate(sizes) if size >= seen), num)
+
+
 def images_for_each(num_images: int, num_captions: int) -> int:
     """n of n * B images."""
     if not num_images or num_images % num_captions:
@@ -82,9 +91,12 @@ def images_for_each(num_images: int, num_captions: int) -> int:
 def label_probabilities(
     image_embed: Float[Array, "N P"],
     label_embed: Float[Array, "K Q"],
-    temperature: float | Float[Array, ""] = TEMPERATURE,
+    temperature: float | Float[Array, ""],
 ) -> Float[Array, "N K"]:
-    """How probable each label is for each image: softmax of cosines / temperature."""
+    """How probable each label is for each image: softmax of cosines / temperature.
+
+    The temperature is one over the scale that CLIP learned.
+    """
     if image_embed.shape[-1] != label_embed.shape[-1]:
         raise ValueError(
             f"image embeddings of width {image_embed.shape[-1]}, "
