@@ -22,6 +22,7 @@ from diffusion_jax.evaluation import grids
 from diffusion_jax.pipelines.stage import image_keys
 from experiments import scenes_stack, unclip_figures
 from experiments.scenes_stack import Scenes, Subject
+from experiments.unclip_figures import Setting
 
 SPLITS = {"held_in": "validation", "held_out": "test"}
 NUM_SHOWN = 8
@@ -69,18 +70,16 @@ def images_of(subject: Subject, scenes: Scenes) -> dict[str, np.ndarray]:
     return made
 
 
-def run(subject: Subject, num_captions: int, out: pathlib.Path) -> None:
-    """The table anew, and the pictures of the first captions."""
+def run(subject: Subject, shared: Setting, out: pathlib.Path) -> None:
+    """What the table does not have yet, and the pictures of the first captions."""
     made = {}
     for split, name in SPLITS.items():
-        scenes = subject.scenes(name, num_captions)
+        scenes = subject.scenes(name, shared["num_captions"])
         made[split] = images_of(subject, scenes), scenes.captions
     images, captions = made["held_in"]
     table = out / "unclip_conditioning.csv"
     for told in images:
-        setting = unclip_figures.setting_of(
-            subject, told=told, num_captions=num_captions
-        )
+        setting = {**shared, "told": told}
         if unclip_figures.is_measured(table, setting):
             continue
         measured = {
@@ -94,16 +93,20 @@ def run(subject: Subject, num_captions: int, out: pathlib.Path) -> None:
     grids.save_png(grid, out / "unclip_conditioning.png", metadata={})
 
 
-def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
-    unclip_figures.draw_bars(unclip_figures.newest(table), "told", PANELS, picture)
+def plot(table: pathlib.Path, picture: pathlib.Path, shared: Setting) -> None:
+    rows = unclip_figures.rows_of(table, shared)
+    unclip_figures.draw_bars(rows, "told", PANELS, picture)
 
 
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
     out = pathlib.Path(flags.FLAGS.out)
     subject = scenes_stack.load(flags.FLAGS.stack)
-    run(subject, flags.FLAGS.num_captions, out)
-    plot(out / "unclip_conditioning.csv", out / "unclip_conditioning_bars.png")
+    num = flags.FLAGS.num_captions
+    shared = unclip_figures.setting_of(subject, num_captions=num)
+    run(subject, shared, out)
+    bars = out / "unclip_conditioning_bars.png"
+    plot(out / "unclip_conditioning.csv", bars, shared)
     print(f"look at {out / 'unclip_conditioning.png'}")
 
 

@@ -19,6 +19,7 @@ from diffusion_jax.evaluation import grids
 from diffusion_jax.pipelines.batched_unclip import Scales
 from experiments import scenes_stack, unclip_figures
 from experiments.scenes_stack import Subject
+from experiments.unclip_figures import Setting
 
 DRAWS = 4  # of each caption
 VALUES = {"decoder": (1.0, 1.5, 2.0, 3.0, 4.0, 6.0), "prior": (1.0, 1.5, 2.0, 3.0, 4.0)}
@@ -47,19 +48,18 @@ def diversity(images: np.ndarray) -> float:
     return float(np.mean(gaps))
 
 
-def run(subject: Subject, num_captions: int, table: pathlib.Path) -> None:
-    """Measures what the table does not have yet, at the size of the first upsampler."""
-    captions = subject.scenes("validation", num_captions).captions
+def run(subject: Subject, shared: Setting, table: pathlib.Path) -> None:
+    """Measures what the table does not have yet, at the size that CLIP sees."""
+    captions = subject.scenes("validation", shared["num_captions"]).captions
     repeated = [caption for caption in captions for _ in range(DRAWS)]
     for stage, values in VALUES.items():
         for value in values:
-            setting = unclip_figures.setting_of(
-                subject, stage=stage, scale=value, num_captions=num_captions
-            )
+            setting = {**shared, "stage": stage, "scale": value}
             if unclip_figures.is_measured(table, setting):
                 continue
             scales = scales_of(subject, stage, value)
-            images = subject.enlarge(subject.draw(repeated, scales=scales), last=1)
+            images = subject.draw(repeated, scales=scales)
+            images = subject.enlarge(images, last=subject.num_before_clip)
             by_caption = images.reshape(len(captions), DRAWS, *images.shape[1:])
             unclip_figures.add(
                 table,
@@ -82,8 +82,8 @@ def draw(subject: Subject, picture: pathlib.Path) -> None:
     grids.save_png(grids.labelled_rows(rows, scale=2), picture, metadata={})
 
 
-def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
-    rows = unclip_figures.newest(table)
+def plot(table: pathlib.Path, picture: pathlib.Path, shared: Setting) -> None:
+    rows = unclip_figures.rows_of(table, shared)
     x = "scale", "guidance scale"
     unclip_figures.draw_lines(rows, x, PANELS, picture, lines="stage")
 
@@ -93,9 +93,11 @@ def main(_: list[str]) -> None:
     out = pathlib.Path(flags.FLAGS.out)
     table, picture = out / "unclip_guidance.csv", out / "unclip_guidance.png"
     subject = scenes_stack.load(flags.FLAGS.stack)
-    run(subject, flags.FLAGS.num_captions, table)
+    num = flags.FLAGS.num_captions
+    shared = unclip_figures.setting_of(subject, num_captions=num)
+    run(subject, shared, table)
     draw(subject, out / "unclip_guidance_samples.png")
-    plot(table, picture)
+    plot(table, picture, shared)
     print(f"look at {picture}")
 
 

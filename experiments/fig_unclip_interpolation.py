@@ -20,6 +20,7 @@ from diffusion_jax.evaluation import grids, retrieval
 from diffusion_jax.pipelines import manipulations
 from experiments import scenes_stack, unclip_figures
 from experiments.scenes_stack import Scenes, Subject
+from experiments.unclip_figures import Setting
 
 SHARES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
 PAIRS_AT_ONCE = 8
@@ -63,16 +64,15 @@ def ends_of(subject: Subject, num_pairs: int) -> tuple[Scenes, Scenes]:
     return tuple(map(single.take, parts))
 
 
-def run(subject: Subject, num_pairs: int, table: pathlib.Path) -> np.ndarray:
+def run(subject: Subject, shared: Setting, table: pathlib.Path) -> np.ndarray:
     """Measures what the table does not have yet; the images of the first pairs."""
-    ends = ends_of(subject, num_pairs)
+    ends = ends_of(subject, shared["num_pairs"])
     shown = []
     for is_fixed, way in ((False, ARC), (True, FIXED)):
         images = interpolated(subject, ends, is_fixed)
         shown.append(images[:NUM_SHOWN])
         for i, share in enumerate(SHARES):
-            values = dict(way=way, share=share, num_pairs=num_pairs)
-            setting = unclip_figures.setting_of(subject, **values)
+            setting = {**shared, "way": way, "share": share}
             if not unclip_figures.is_measured(table, setting):
                 measured = measure(subject, ends, images[:, i])
                 unclip_figures.add(table, setting, **measured)
@@ -99,8 +99,9 @@ def draw(subject: Subject, images: np.ndarray, picture: pathlib.Path) -> None:
     grids.save_png(grid, picture, metadata={})
 
 
-def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
-    rows, x = unclip_figures.newest(table), ("share", "share of the way")
+def plot(table: pathlib.Path, picture: pathlib.Path, shared: Setting) -> None:
+    rows = unclip_figures.rows_of(table, shared)
+    x = "share", "share of the way"
     unclip_figures.draw_lines(rows, x, PANELS, picture, lines="way")
 
 
@@ -109,8 +110,9 @@ def main(_: list[str]) -> None:
     out = pathlib.Path(flags.FLAGS.out)
     table, picture = (out / f"unclip_interpolation.{kind}" for kind in ("csv", "png"))
     subject = scenes_stack.load(flags.FLAGS.stack)
-    draw(subject, run(subject, flags.FLAGS.num_pairs, table), picture)
-    plot(table, out / "unclip_interpolation_share.png")
+    shared = unclip_figures.setting_of(subject, num_pairs=flags.FLAGS.num_pairs)
+    draw(subject, run(subject, shared, table), picture)
+    plot(table, out / "unclip_interpolation_share.png", shared)
     print(f"look at {picture}")
 
 

@@ -21,6 +21,7 @@ from diffusion_jax.models import embedding_codes
 from diffusion_jax.pipelines import manipulations
 from experiments import scenes_stack, unclip_figures
 from experiments.scenes_stack import Subject
+from experiments.unclip_figures import Setting
 
 NUM_FITTED = 4096  # training images
 IMAGES_AT_ONCE = 8
@@ -62,8 +63,9 @@ def reconstructions(
     return large.reshape(*small.shape[:2], *large.shape[1:])
 
 
-def run(subject: Subject, num_images: int, out: pathlib.Path) -> None:
-    """The table, and the pictures of the first images."""
+def run(subject: Subject, shared: Setting, out: pathlib.Path) -> None:
+    """What the table does not have yet, and the pictures of the first images."""
+    num_images = shared["num_images"]
     scenes = subject.scenes("validation", num_images)
     fitted = subject.embed_images(subject.scenes("train", NUM_FITTED).images)
     variances, _ = embedding_codes.principal_components(fitted.astype(np.float64))
@@ -71,9 +73,7 @@ def run(subject: Subject, num_images: int, out: pathlib.Path) -> None:
     images = reconstructions(subject, scenes.images, fitted, counts)
     table = out / "unclip_pca.csv"
     for i, count in enumerate(counts):
-        setting = unclip_figures.setting_of(
-            subject, components=count, num_images=num_images
-        )
+        setting = {**shared, "components": count}
         if unclip_figures.is_measured(table, setting):
             continue
         found = scenes_stack.accuracy_of(images[:, i], scenes.captions)
@@ -88,8 +88,8 @@ def run(subject: Subject, num_images: int, out: pathlib.Path) -> None:
     grids.save_png(grid, out / "unclip_pca.png", metadata={})
 
 
-def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
-    rows = unclip_figures.newest(table)
+def plot(table: pathlib.Path, picture: pathlib.Path, shared: Setting) -> None:
+    rows = unclip_figures.rows_of(table, shared)
     x = "components", "principal components"
     unclip_figures.draw_lines(rows, x, PANELS, picture, logarithmic=True)
 
@@ -98,8 +98,9 @@ def main(_: list[str]) -> None:
     command.enable_compilation_cache()
     out = pathlib.Path(flags.FLAGS.out)
     subject = scenes_stack.load(flags.FLAGS.stack)
-    run(subject, flags.FLAGS.num_images, out)
-    plot(out / "unclip_pca.csv", out / "unclip_pca_components.png")
+    shared = unclip_figures.setting_of(subject, num_images=flags.FLAGS.num_images)
+    run(subject, shared, out)
+    plot(out / "unclip_pca.csv", out / "unclip_pca_components.png", shared)
     print(f"look at {out / 'unclip_pca.png'}")
 
 

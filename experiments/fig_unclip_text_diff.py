@@ -6,7 +6,8 @@ Figure 5 of arXiv:2204.06125: z_i is turned by theta towards the difference of t
 embeddings of "a small red cross" and "a small blue cross"; x_T stays. Writes
 results/unclip_text_diff.csv, for every theta and guidance scale the share of images that
 show the new colour on the same shape, of the same size and at the same place; the
-curves of it, and the images of some.
+curves of it, and the images of some, with the guidance that `scenes_dalle2` chose on
+others.
 """
 
 import pathlib
@@ -14,10 +15,17 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from diffusion_jax import command
+from diffusion_jax import build, command
 from diffusion_jax.evaluation import grids
-from experiments import colour_edits, scenes_stack, unclip_figures
+from experiments import (
+    colour_edits,
+    scenes_dalle2,
+    scenes_measures,
+    scenes_stack,
+    unclip_figures,
+)
 from experiments.scenes_stack import Subject
+from experiments.unclip_figures import Setting
 
 THETAS = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 SCALES = (1.0, 2.0)
@@ -34,23 +42,27 @@ def edits_of(subject: Subject, num_images: int) -> colour_edits.Edits:
     return colour_edits.Edits(made.scenes.take(last), made.after[last])
 
 
-def run(subject: Subject, num_images: int, table: pathlib.Path) -> None:
+def run(subject: Subject, shared: Setting, table: pathlib.Path) -> None:
     """Measures what the table does not have yet."""
-    made = edits_of(subject, num_images)
+    made = edits_of(subject, shared["num_images"])
     for scale in SCALES:
         for theta in THETAS:
-            setting = unclip_figures.setting_of(
-                subject, scale=f"guidance {scale:g}", theta=theta, num_images=num_images
-            )
+            setting = {**shared, "scale": f"guidance {scale:g}", "theta": theta}
             if unclip_figures.is_measured(table, setting):
                 continue
             shares = colour_edits.sweep(subject, made, [theta], [scale])
             unclip_figures.add(table, setting, success=shares[theta, scale])
 
 
-def best_scale(table: pathlib.Path) -> float:
-    best = max(unclip_figures.newest(table), key=lambda row: float(row["success"]))
-    return float(best["scale"].split()[-1])
+def chosen_scale(directory: pathlib.Path) -> float:
+    """The guidance that succeeded most on images that are not shown."""
+    kept = scenes_dalle2.read(directory)
+    if scenes_measures.SCALE not in kept:
+        raise build.ConfigError(
+            f"{directory / scenes_dalle2.RESULTS} has no {scenes_measures.SCALE}: "
+            f"python -m experiments.scenes_dalle2 --out {directory}"
+        )
+    return kept[scenes_measures.SCALE]
 
 
 def draw(subject: Subject, scale: float, picture: pathlib.Path) -> None:
@@ -75,8 +87,8 @@ def draw(subject: Subject, scale: float, picture: pathlib.Path) -> None:
     grids.save_png(grid, picture, metadata={})
 
 
-def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
-    rows = unclip_figures.newest(table)
+def plot(table: pathlib.Path, picture: pathlib.Path, shared: Setting) -> None:
+    rows = unclip_figures.rows_of(table, shared)
     unclip_figures.draw_lines(rows, ("theta", "theta"), PANELS, picture, lines="scale")
 
 
@@ -84,10 +96,12 @@ def main(_: list[str]) -> None:
     command.enable_compilation_cache()
     out = pathlib.Path(flags.FLAGS.out)
     table, picture = out / "unclip_text_diff.csv", out / "unclip_text_diff.png"
+    scale = chosen_scale(pathlib.Path(flags.FLAGS.stack))
     subject = scenes_stack.load(flags.FLAGS.stack)
-    run(subject, flags.FLAGS.num_images, table)
-    draw(subject, best_scale(table), picture)
-    plot(table, out / "unclip_text_diff_theta.png")
+    shared = unclip_figures.setting_of(subject, num_images=flags.FLAGS.num_images)
+    run(subject, shared, table)
+    draw(subject, scale, picture)
+    plot(table, out / "unclip_text_diff_theta.png", shared)
     print(f"look at {picture}")
 
 

@@ -18,39 +18,41 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from diffusion_jax import build, command, published_unclip, unclip_runs
+from diffusion_jax import command
 from diffusion_jax.evaluation import grids, typographic
 from diffusion_jax.evaluation import upsampling as upsampling_scores
 from diffusion_jax.pipelines import best_of
-from experiments import scenes_stack, unclip_figures, written_words
-from experiments.scenes_stack import Subject
+from experiments import scenes_stack, tables, unclip_figures, written_words
+from experiments.scenes_stack import NUM_VARIATIONS, Subject
+from experiments.written_words import Cases
 
-NUM_VARIATIONS = 4
+OF_OPENAI = 0.01  # temperature: one over the largest scale, which theirs reached
 WITHOUT, WITH = "as it is", "with the word"
 
 
-def run(subject: Subject, cases, size: int, out: pathlib.Path) -> None:
+def run(subject: Subject, temperature: float, cases: Cases, out: pathlib.Path) -> None:
     """The table anew, and a row of pictures for each image."""
     table, shown, texts = out / "unclip_typographic.csv", [], []
     table.unlink(missing_ok=True)
+    shared = unclip_figures.setting_of(subject, temperature=f"{temperature:.4g}")
     for number, (image, word, labels) in enumerate(zip(*cases, strict=True), 1):
         center = 0.5, written_words.free_height(image)
         attacked = typographic.write_on(image, word, width=0.6, center=center)
         pair = np.stack([image, attacked])
         embeds = subject.embed_images(pair)
-        shares = best_of.label_probabilities(embeds, subject.embed_texts(labels))
+        of_labels = subject.embed_texts(labels)
+        shares = best_of.label_probabilities(embeds, of_labels, temperature)
         for kind, row in zip((WITHOUT, WITH), np.asarray(shares), strict=True):
-            setting = {"image": number, "word": word, "kind": kind}
+            setting = {**shared, "image": number, "word": word, "kind": kind}
             for label, share in zip(labels, row.tolist(), strict=True):
-                setting_of_label = unclip_figures.setting_of(
-                    subject, **setting, label=label
-                )
-                unclip_figures.add(table, setting_of_label, probability=share)
+                named = {**setting, "label": label}
+                unclip_figures.add(table, named, probability=share)
             likeliest = int(row.argmax())
             texts.append(f"{labels[likeliest]}: {row[likeliest]:.0%}")
         varied = subject.vary(np.repeat(embeds[1:], NUM_VARIATIONS, axis=0))
         shown += [pair, subject.enlarge(varied)]
         texts += ["variation"] * NUM_VARIATIONS
+    size = max(images.shape[1] for images in shown)
     shown = [upsampling_scores.bicubic(images, size) for images in shown]
     grid = grids.captioned_grid(np.concatenate(shown), texts, columns=6)
     grids.save_png(grid, out / "unclip_typographic.png", metadata={})
@@ -58,9 +60,8 @@ def run(subject: Subject, cases, size: int, out: pathlib.Path) -> None:
 
 def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
     """The probabilities of the labels of every image, with the word and without."""
-    rows = unclip_figures.newest(table)
     by_label: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
+    for row in tables.read_rows(table):
         name = f"image {row['image']}, {row['word']!r}: {row['label']}"
         both = by_label.setdefault((row["image"], row["label"]), {"label": name})
         both[row["kind"]] = row["probability"]
@@ -70,22 +71,21 @@ def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
 
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
-    out, options = pathlib.Path(flags.FLAGS.out), flags.FLAGS
+    options, out = flags.FLAGS, pathlib.Path(flags.FLAGS.out)
+    given = options.image, options.word, options.labels
+    written_words.check(*given, is_needed=options.published is not None)
     if options.published:
-        if not (options.image and options.word and options.labels):
-            raise build.ConfigError("--published needs --image, --word and --labels")
-        model = published_unclip.load(
-            options.published, image_name=options.published_images
-        )
-        subject = Subject(unclip_runs.Stack(*model, configs={}))
+        names = options.published, options.published_images
+        subject, temperature = scenes_stack.load_published(*names), OF_OPENAI
     else:
         subject = scenes_stack.load(options.stack)
+        temperature = scenes_stack.clip_temperature(options.stack)
     size = subject.pipeline.clip.image.vision_model.image_size
     if options.image:
-        cases = written_words.given(options.image, options.word, options.labels, size)
+        cases = written_words.given(*given, size)
     else:
         cases = written_words.scenes_of(subject)
-    run(subject, cases, size, out)
+    run(subject, temperature, cases, out)
     plot(out / "unclip_typographic.csv", out / "unclip_typographic_bars.png")
     print(f"look at {out / 'unclip_typographic.png'}")
 

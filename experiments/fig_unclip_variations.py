@@ -17,6 +17,7 @@ from diffusion_jax import command
 from diffusion_jax.evaluation import grids
 from experiments import scenes_stack, unclip_figures
 from experiments.scenes_stack import Subject
+from experiments.unclip_figures import Setting
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 NUM_SHOWN = 8
@@ -28,15 +29,16 @@ PANELS = {
 }
 
 
-def run(subject: Subject, num_images: int, table: pathlib.Path) -> None:
+def run(subject: Subject, shared: Setting, table: pathlib.Path) -> None:
     """Measures what the table does not have yet."""
+    num_images = shared["num_images"]
     scenes = subject.scenes("validation", num_images)
     last = subject.pipeline.upsamplers[-1].name
     originals = subject.scenes("validation", num_images, last).images
     code = subject.encode(scenes.images)
     scale = subject.pipeline.decoder.guidance
     for eta in ETAS:
-        setting = unclip_figures.setting_of(subject, eta=eta, num_images=num_images)
+        setting = {**shared, "eta": eta}
         if unclip_figures.is_measured(table, setting):
             continue
         one, other = (
@@ -65,8 +67,8 @@ def draw(subject: Subject, picture: pathlib.Path) -> None:
     grids.save_png(grids.labelled_rows(rows, scale=2), picture, metadata={})
 
 
-def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
-    rows = unclip_figures.newest(table)
+def plot(table: pathlib.Path, picture: pathlib.Path, shared: Setting) -> None:
+    rows = unclip_figures.rows_of(table, shared)
     unclip_figures.draw_lines(rows, ("eta", "eta"), PANELS, picture)
 
 
@@ -75,9 +77,10 @@ def main(_: list[str]) -> None:
     out = pathlib.Path(flags.FLAGS.out)
     table, picture = out / "unclip_variations.csv", out / "unclip_variations.png"
     subject = scenes_stack.load(flags.FLAGS.stack)
-    run(subject, flags.FLAGS.num_images, table)
+    shared = unclip_figures.setting_of(subject, num_images=flags.FLAGS.num_images)
+    run(subject, shared, table)
     draw(subject, picture)
-    plot(table, out / "unclip_variations_eta.png")
+    plot(table, out / "unclip_variations_eta.png", shared)
     print(f"look at {picture}")
 
 

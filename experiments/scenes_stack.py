@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from diffusion_jax import build, previews, unclip_runs
+from diffusion_jax import build, previews, published_unclip, rank, unclip_runs
 from diffusion_jax.data import scene_captions, scene_verifier
 from diffusion_jax.evaluation import accuracy, retrieval
 from diffusion_jax.pipelines import batched_unclip, best_of, manipulations
@@ -26,6 +26,7 @@ from diffusion_jax.pipelines.stage import image_keys
 from diffusion_jax.types import Params
 
 BATCH = 32
+NUM_VARIATIONS = 4  # of an image by a published model, whose images are large
 CORRECTIONS = 1  # of each step of the inversion
 
 
@@ -224,6 +225,34 @@ def load(directory: str | pathlib.Path, *, prior: str | None = None) -> Subject:
             "a prior and upsamplers: python -m experiments.scenes_dalle2"
         )
     return Subject(stack)
+
+
+def load_published(name: str, image_name: str | None = None) -> Subject:
+    """A published unCLIP, for variations of an image; weights are read at the end."""
+    try:
+        found = published_unclip.find(name, image_name=image_name)
+        pipeline = published_unclip.plan(found, published_unclip.Choices())
+        if pipeline.clip.image is None:
+            raise build.ConfigError(
+                f"{name} has no image tower of CLIP: name the image variations of the "
+                "same model with --published_images"
+            )
+        model = published_unclip.load(name, image_name=image_name)
+    except ValueError as error:
+        raise build.ConfigError(str(error)) from error
+    return Subject(unclip_runs.Stack(*model, configs={}), NUM_VARIATIONS)
+
+
+def clip_temperature(directory: str | pathlib.Path) -> float:
+    """One over the scale that the CLIP of a stack learned."""
+    configs = unclip_runs.find(directory).configs
+    paths = [path for path, config in configs.items() if config.task.name == "clip"]
+    if len(paths) != 1:
+        names = [path.name for path in paths]
+        raise build.ConfigError(
+            f"{directory} needs one run of a clip; it holds {names or 'none'}"
+        )
+    return 1 / rank.of_run(str(paths[0])).scale
 
 
 def joined(batches: Iterable) -> np.ndarray:

@@ -12,15 +12,18 @@ that all embeddings of a split take; and the bars of it.
 import dataclasses
 import pathlib
 import time
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from absl import flags
 
 from diffusion_jax import command
+from diffusion_jax.diffusion.samplers import analytic_dpm
 from diffusion_jax.pipelines import priors
-from experiments import scenes_measures, scenes_stack, tables, unclip_figures
+from experiments import scenes_measures, scenes_stack, unclip_figures
 from experiments.scenes_stack import Subject
+from experiments.unclip_figures import Setting
 
 STEPS = 64
 FITTED_BATCHES = 4  # training images behind Analytic-DPM's variances, in BATCHes
@@ -36,34 +39,36 @@ PANELS = {
 
 def analytic(subject: Subject) -> Subject:
     """The diffusion prior by Analytic-DPM, whose variances training images tell."""
-    pipeline, params = subject.pipeline, subject.params
+    stage = dataclasses.replace(
+        subject.pipeline.prior.stage, sampler=analytic_dpm.analytic_dpm
+    )
+    prior = dataclasses.replace(subject.pipeline.prior, stage=stage)
     scenes = subject.scenes("train", FITTED_BATCHES * scenes_stack.BATCH)
     embeds = subject.embed_images(scenes.images)
+    tokens = subject.tokens(scenes.captions)
 
     @jax.jit
     def estimate(params, key, image_embed, tokens):
-        text = pipeline.encode_text(params, tokens).prior
-        return priors.estimate_eps_power(pipeline.prior, params, key, image_embed, text)
+        text = subject.pipeline.encode_text(params, tokens).prior
+        return priors.estimate_eps_power(prior, params, key, image_embed, text)
 
     batches = np.split(np.arange(len(embeds)), FITTED_BATCHES)
-    tokens = subject.tokens(scenes.captions)
     powers = [
-        estimate(params, jax.random.key(i), embeds[rows], tokens[rows])
+        estimate(subject.params, jax.random.key(i), embeds[rows], tokens[rows])
         for i, rows in enumerate(batches)
     ]
-    eps_power = sum(powers) / len(powers)
-    return subject.with_prior(priors.analytic(pipeline.prior, eps_power))
+    return subject.with_prior(prior, eps_power=sum(powers) / len(powers))
 
 
 def subjects(directory: str) -> dict[str, Subject]:
+    """By the names of their rows; weights of the first and the last are other ones."""
     diffusion = scenes_stack.load(directory, prior="prior")
     prior = diffusion.pipeline.prior
     stage = dataclasses.replace(prior.stage, steps=STEPS)
     longer = diffusion.with_prior(dataclasses.replace(prior, stage=stage))
     sampler = diffusion.stack.configs["prior"].sampling.sampler.name
-    steps = prior.stage.steps
     return {
-        f"diffusion, {sampler}, {steps} steps": diffusion,
+        f"diffusion, {sampler}, {prior.stage.steps} steps": diffusion,
         f"diffusion, {sampler}, {STEPS} steps": longer,
         f"diffusion, Analytic-DPM, {STEPS} steps": analytic(longer),
         "autoregressive": scenes_stack.load(directory, prior="codes_prior"),
@@ -85,29 +90,30 @@ def measure(subject: Subject, num_captions: int, mean: np.ndarray) -> dict[str, 
     return result
 
 
-def run(directory: str, num_captions: int, table: pathlib.Path) -> None:
+def run(named: Mapping[str, Subject], shared: Setting, table: pathlib.Path) -> None:
     """Measures what the table does not have yet."""
-    for name, subject in subjects(directory).items():
-        setting = unclip_figures.setting_of(
-            subject, prior=name, num_captions=num_captions
-        )
+    for name, subject in named.items():
+        setting = {**shared, "prior": name}
         if not unclip_figures.is_measured(table, setting):
             mean = scenes_measures.mean_embedding(subject)
-            measured = measure(subject, num_captions, mean)
+            measured = measure(subject, shared["num_captions"], mean)
             unclip_figures.add(table, setting, **measured)
 
 
-def plot(table: pathlib.Path, picture: pathlib.Path) -> None:
-    newest = {row["prior"]: row for row in tables.read_rows(table)}
-    unclip_figures.draw_bars(list(newest.values()), "prior", PANELS, picture)
+def plot(table: pathlib.Path, picture: pathlib.Path, shared: Setting) -> None:
+    rows = unclip_figures.rows_of(table, shared)
+    unclip_figures.draw_bars(rows, "prior", PANELS, picture)
 
 
 def main(_: list[str]) -> None:
     command.enable_compilation_cache()
     out = pathlib.Path(flags.FLAGS.out)
     table, picture = out / "unclip_priors.csv", out / "unclip_priors.png"
-    run(flags.FLAGS.stack, flags.FLAGS.num_captions, table)
-    plot(table, picture)
+    named = subjects(flags.FLAGS.stack)
+    num = flags.FLAGS.num_captions
+    shared = unclip_figures.setting_of(*named.values(), num_captions=num)
+    run(named, shared, table)
+    plot(table, picture, shared)
     print(f"look at {picture}")
 
 

@@ -1,17 +1,18 @@
 """Images to write a word on, the word, and the captions that CLIP chooses from."""
 
 import numpy as np
-from PIL import Image
 
-from diffusion_jax.data import images as pixels
+from diffusion_jax import build, rank
 from diffusion_jax.data import scene_verifier
 from experiments import colour_edits
 from experiments.scenes_stack import Subject
 
 NUM_SCENES = 4
 
+Cases = tuple[np.ndarray, list[str], list[list[str]]]
 
-def scenes_of(subject: Subject) -> tuple[np.ndarray, list[str], list[list[str]]]:
+
+def scenes_of(subject: Subject) -> Cases:
     """Images of single objects, a colour to write on each, and labels to choose from."""
     made = colour_edits.edits(subject.scenes("validation", 32))
     chosen = slice(0, NUM_SCENES)
@@ -25,10 +26,26 @@ def scenes_of(subject: Subject) -> tuple[np.ndarray, list[str], list[list[str]]]
     return made.scenes.images[chosen], words, labels
 
 
-def given(file: str, word: str, labels: list[str], size: int):
+def check(
+    file: str | None, word: str | None, labels: list[str], *, is_needed: bool
+) -> None:
+    """Raises for an image of the user's that nothing can be asked of."""
+    has = {"--image": file, "--word": (word or "").strip(), "--labels": labels}
+    missing = [flag for flag, value in has.items() if not value]
+    if missing and (is_needed or len(missing) < len(has)):
+        raise build.ConfigError(
+            f"a word is written on an image of yours with {', '.join(has)}; "
+            f"{', '.join(missing)} missing"
+        )
+    if labels and len(labels) < 2:
+        raise build.ConfigError(f"--labels {labels[0]!r}: CLIP chooses from at least 2")
+    if file:
+        rank.read_picture(file, 1)
+
+
+def given(file: str, word: str, labels: list[str], size: int) -> Cases:
     """One image of the user's, as `scenes_of`."""
-    image = pixels.square(Image.open(file).convert("RGB"), size, crop="center")
-    return pixels.to_float(image)[None], [word], [labels]
+    return rank.read_picture(file, size)[None], [word], [labels]
 
 
 def free_height(image: np.ndarray) -> float:
