@@ -89,11 +89,19 @@ def find(
     """What there is under a name; tensors are not read yet.
 
     With the directory of the other kind as `image_name`, text to image and image
-    variation in one model.
+    variation in one model; of that nothing is downloaded but what the first lacks.
     """
+    for each in (name, image_name):
+        kind = None if each is None else hub.class_name(str(each))
+        if kind not in (None, *karlo.PIPELINES):
+            raise build.ConfigError(
+                f"{each} is of a {kind}, which is no unCLIP; one of "
+                f"{', '.join(karlo.PIPELINES)}"
+            )
     paths = [hub.find(str(name), variant=variant)]
     if image_name is not None:
-        paths.append(hub.find(str(image_name), variant=variant))
+        other = hub.find(str(image_name), variant=variant, modules=karlo.LENT)
+        paths.append(other)
     for path in paths:
         if not path.is_dir():
             raise build.ConfigError(f"{path} is a file; an unCLIP is a directory")

@@ -14,11 +14,11 @@
     --to_prompt "a dog" --to_seed 1 --frames 16    from one image to another
     --latents noise.npy --array images.npy         to compare with other programs
 
-    python -m diffusion_jax.sample --pipeline dalle2 --weights kakaobrain/karlo-v1-alpha \
+    python -m diffusion_jax.sample --pipeline dalle2 --weights kakaobrain/karlo-v1-alpha \\
         --prompt "a portrait of a fox" --prior_guidance 4 --guidance 8 --out foxes
 
-    python -m diffusion_jax.sample --pipeline dalle2 --workdir runs/scenes \
-        --mode text_diff --init_image red.png --before "a red circle" \
+    python -m diffusion_jax.sample --pipeline dalle2 --workdir runs/scenes \\
+        --mode text_diff --init_image red.png --before "a red circle" \\
         --prompt "a blue circle" --frames 5 --out edit.png
 
 `--weights` is a directory as diffusers writes it, a single safetensors file, or an id of
@@ -41,6 +41,7 @@ from diffusion_jax.sampling import (
     plans,
     progress,
     reports,
+    unclip_best,
     unclip_flags,
     unclip_making,
     unclip_plans,
@@ -141,8 +142,9 @@ def run(chosen: flags.FlagValues) -> None:
     if chosen.list_samplers:
         print(reports.samplers_and_grids())
         return
-    is_unclip = unclip_flags.is_wanted(chosen)
+    is_unclip, directories = unclip_flags.is_wanted(chosen), []
     if is_unclip:
+        directories = unclip_flags.directories(chosen)
         plan, inputs = unclip_plans.make(chosen), unclip_flags.inputs(chosen)
         warnings, planned = unclip_reports.warnings, unclip_reports.planned
     else:
@@ -157,7 +159,7 @@ def run(chosen: flags.FlagValues) -> None:
     is_run = chosen.workdir is not None
     default = OUT_OF_RUN if is_run else OUT_OF_WEIGHTS
     out = outputs.place(chosen.out or default, chosen.array, of_run=is_run)
-    outputs.check_inputs_kept(out, plan, inputs)
+    outputs.check_inputs_kept(out, plan, inputs, directories)
     if not chosen.overwrite:
         outputs.check_not_lost(out, plan)
     if is_unclip:
@@ -209,7 +211,7 @@ def make_unclip(plan: unclip_plans.Plan, out: outputs.Out) -> None:
         params = plan.model.load()
     except ValueError as error:
         raise build.ConfigError(str(error)) from error
-    tell = progress.reporter(plan.best_of * len(plan.images), unit="stage")
+    tell = progress.reporter(unclip_best.num_drawn(plan), unit="stage")
     generate = unclip_making.maker(
         plan, on_stage=tell.step, on_batch=tell.begin, on_done=tell.end
     )

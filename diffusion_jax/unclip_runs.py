@@ -8,7 +8,8 @@ large. All but the decoder may be missing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from diffusion_jax.tasks import prior as prior_task
 from diffusion_jax.training import checkpoint
 from diffusion_jax.types import Params
 
+CLIP = ("text_encoder/", "image_encoder/")  # of what a run froze
 PRIORS = (build.unclip.DIFFUSION, build.unclip.AUTOREGRESSIVE)
 
 
@@ -36,6 +38,12 @@ class Found(NamedTuple):
     upsamplers: tuple[epath.Path, ...]  # from small to large
     configs: dict[epath.Path, ConfigDict]
 
+    @property
+    def read(self) -> tuple[epath.Path, ...]:
+        """Those whose weights are wanted."""
+        prior = () if self.prior is None else (self.prior,)
+        return (self.decoder, *prior, *self.upsamplers)
+
 
 class Stack(NamedTuple):
     """The pipeline is static; a function of `params` is all that there is to jit."""
@@ -44,12 +52,18 @@ class Stack(NamedTuple):
     params: Params
     tokenizer: captions.AnyTokenizer
     configs: dict[str, ConfigDict]  # "decoder", "prior" and the names of upsamplers
+    steps: Mapping[str, int] = types.MappingProxyType({})  # by the names of runs
 
 
-def find(directory: epath.PathLike, *, prior: str | None = None) -> Found:
+def find(
+    directory: epath.PathLike,
+    *,
+    prior: str | None = None,
+    kinds: Sequence[str] = PRIORS,
+) -> Found:
     """The runs in a directory; `prior` is the name of one's run where there are two.
 
-    Without it, the diffusion prior is taken rather than the autoregressive one.
+    Without it, the prior is of the first of `kinds` of which there is any.
     """
     directory = epath.Path(directory)
     if not directory.is_dir():
@@ -66,19 +80,51 @@ def find(directory: epath.PathLike, *, prior: str | None = None) -> Found:
             f"{directory} needs one run of a decoder; it holds {names or 'none'}, and "
             f"runs of {sorted(by_task)}"
         )
-    priors = [path for task in PRIORS for path in by_task.get(task, [])]
-    if prior is not None:
-        names = [path.name for path in priors]
-        if prior not in names:
-            raise build.ConfigError(
-                f"no prior {prior!r} in {directory}: {build.nearest(prior, names)}"
-            )
-        priors = [path for path in priors if path.name == prior]
+    chosen = _choose_prior(directory, by_task, prior, kinds)
+    if chosen is not None:
+        _check_clip(chosen, decoders[0])
     upsamplers = sorted(
         by_task.get("upsampler", []), key=lambda path: configs[path].data.image_size
     )
     _check_sizes(configs, decoders[0], upsamplers)
-    return Found(decoders[0], priors[0] if priors else None, tuple(upsamplers), configs)
+    return Found(decoders[0], chosen, tuple(upsamplers), configs)
+
+
+def _choose_prior(
+    directory: epath.Path,
+    by_task: Mapping[str, list[epath.Path]],
+    prior: str | None,
+    kinds: Sequence[str],
+) -> epath.Path | None:
+    if prior is not None:
+        named = {path.name: path for kind in PRIORS for path in by_task.get(kind, [])}
+        if prior not in named:
+            raise build.ConfigError(
+                f"no prior {prior!r} in {directory}: {build.nearest(prior, named)}"
+            )
+        return named[prior]
+    for kind in kinds:
+        paths = by_task.get(kind, [])
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise build.ConfigError(
+                f"{directory} has several runs of a {kind}, {names}: name one as prior"
+            )
+        if paths:
+            return paths[0]
+    return None
+
+
+def _check_clip(prior: epath.Path, decoder: epath.Path) -> None:
+    """By the headers of what the runs froze."""
+    prints = []
+    for path in (prior, decoder):
+        stored = checkpoint.stored_fingerprint(path / runs.FROZEN)
+        prints.append({k: v for k, v in stored.items() if k.startswith(CLIP)})
+    if prints[0] != prints[1]:
+        raise build.ConfigError(
+            f"{prior} and {decoder} were trained with different CLIPs"
+        )
 
 
 def _check_sizes(
@@ -99,29 +145,71 @@ def _check_sizes(
 
 def load(directory: epath.PathLike, *, prior: str | None = None) -> Stack:
     """The pipeline of the runs in a directory, with their averaged parameters."""
-    found = find(directory, prior=prior)
-    decoder = runs.load(found.decoder)
+    return read(find(directory, prior=prior))
+
+
+def read(
+    found: Found,
+    *,
+    configs: Mapping[str, ConfigDict] | None = None,
+    steps: Mapping[str, int] | None = None,
+) -> Stack:
+    """The pipeline of some runs, with their averaged parameters.
+
+    By the names of runs: `configs` that say how to sample instead of their own, and
+    `steps` of the checkpoints to read instead of the newest.
+    """
+    configs, steps = configs or {}, steps or {}
+    check_steps(found, steps)
+
+    def load_run(path: epath.Path) -> runs.Run:
+        run = runs.load(path, step=steps.get(path.name))
+        loaded[path.name] = run.step
+        return run._replace(config=configs.get(path.name, run.config))
+
+    loaded: dict[str, int] = {}
+    decoder = load_run(found.decoder)
     params = build.unclip.decoder_params(decoder.params, decoder.frozen)
-    configs = {"decoder": decoder.config}
+    said = {"decoder": decoder.config}
     of_prior = None
     if found.prior is not None:
-        run = runs.load(found.prior)
-        _check_clip(found, run.frozen, decoder.frozen)
+        run = load_run(found.prior)
         params |= build.unclip.prior_params(run.params, run.frozen)
         of_prior = (run.config, run.frozen)
-        configs["prior"] = run.config
-        params = know_data(
-            run, params, build.unclip.prior_of(run.config, run.tokenizer, run.frozen)
-        )
+        said["prior"] = run.config
+        prior = build.unclip.prior_of(run.config, run.tokenizer, run.frozen)
+        params = know_data(run, params, prior)
     upsamplers = {}
     for path in found.upsamplers:
-        run = runs.load(path)
+        run = load_run(path)
         params[path.name] = run.params["upsampler"]
         upsamplers[path.name] = run.config
     pipeline = build.unclip.dalle2(
         decoder.config, decoder.tokenizer, of_prior, upsamplers
     )
-    return Stack(pipeline, params, decoder.tokenizer, configs | upsamplers)
+    return Stack(pipeline, params, decoder.tokenizer, said | upsamplers, loaded)
+
+
+def check_steps(found: Found, steps: Mapping[str, int]) -> None:
+    """Raises for a run that is not read, or a step of which it has no checkpoint."""
+    paths = {path.name: path for path in found.read}
+    for name, step in steps.items():
+        if name not in paths:
+            raise build.ConfigError(
+                f"the checkpoint of {name!r}, no run that is read: "
+                f"{build.nearest(name, paths)}"
+            )
+        directory = paths[name] / runs.CHECKPOINTS
+        known = [p.name for p in directory.iterdir()] if directory.exists() else []
+        known = sorted(int(word) for word in known if word.isdigit())
+        if step not in known:
+            raise build.ConfigError(f"no step {step} in {directory}; one of {known}")
+
+
+def keeps_pairs(run: epath.Path) -> bool:
+    """Whether a prior's run has what `know_data` needs."""
+    stored = checkpoint.stored_fingerprint(run / runs.FROZEN)
+    return any(name.startswith(f"{PAIRS}/") for name in stored)
 
 
 def know_data(
@@ -153,14 +241,3 @@ def know_data(
         )
 
     return params | {"eps_power": estimate(run.params, run.frozen, params)["eps_power"]}
-
-
-def _check_clip(found: Found, of_prior: Params, of_decoder: Params) -> None:
-    prints = [
-        checkpoint.fingerprint(build.unclip.clip_part(frozen))
-        for frozen in (of_prior, of_decoder)
-    ]
-    if prints[0] != prints[1]:
-        raise build.ConfigError(
-            f"{found.prior} and {found.decoder} were trained with different CLIPs"
-        )

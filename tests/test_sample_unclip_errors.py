@@ -12,7 +12,7 @@ import tiny_stack
 from absl import flags
 from PIL import Image
 
-from diffusion_jax import build, sample, unclip_runs
+from diffusion_jax import build, runs, sample, unclip_runs
 from diffusion_jax.sampling import (
     conflicts,
     plans,
@@ -20,6 +20,7 @@ from diffusion_jax.sampling import (
     unclip_models,
     unclip_plans,
 )
+from diffusion_jax.training import checkpoint
 
 CAT, CAPTION = ("--init_image", "cat.png"), ("--prompt", "a red circle")
 VARY, TO_CAT = ("--mode", "variations"), ("--to_image", "cat.png")
@@ -70,7 +71,7 @@ WRONG = {
         *(*CAPTION, "--prior", "codes_prior", "--prior_steps", 3),
     ),
     "unknown sampler 'ddmi'": (*CAPTION, "--prior_sampler", "ddmi"),
-    "unknown sampler 'analytic_dpm'": (*CAPTION, "--prior_sampler", "analytic_dpm"),
+    "unknown sampler 'analytic_dpm'": (*CAPTION, "--sampler", "analytic_dpm"),
     "unknown grid 'karas'": (*CAPTION, "--upsampler_grid", "karas"),
     "--upsampler_steps 'x'": (*CAPTION, "--upsampler_steps", "x"),
     "2 upsamplers are told .* there are 1": (*CAPTION, "--upsampler_steps", "3,4"),
@@ -79,8 +80,47 @@ WRONG = {
         *("--upsampler_steps", "1,2,3"),
     ),
     "2 upsamplers wanted; this pipeline has 1": (*CAPTION, "--num_upsamplers", 2),
+    "upsampler_steps: of --num_upsamplers 0 there is none": (
+        *(*CAPTION, "--upsampler_steps", 3, "--num_upsamplers", 0),
+    ),
+    "--upsampler_grid has 2 values for --num_upsamplers 1": (
+        *(*CAPTION, "--upsampler_grid", "trailing,leading", "--num_upsamplers", 1),
+    ),
     "5000 steps": (*CAPTION, "--steps", 5000),
     "--prior_guidance nan": (*CAPTION, "--prior_guidance", "nan"),
+    "--prior_guidance 0.5; 1, which is none": (*CAPTION, "--prior_guidance", 0.5),
+    "--guidance 0.5; 1, which is none": (*CAPTION, "--guidance", 0.5),
+    "weak.txt: guidance 0; 1, which is": ("--from_file", "weak.txt"),
+    "--prior is for --mode .*, not variations": (*VARY, *CAT, "--prior", "prior"),
+    "the prior's flags are for --to_prompt$": (*PATH, *TO_CAT, "--prior", "prior"),
+    "--prior and --components": (*PCA, "--prior", "x", "--components", "two"),
+    "--checkpoints 'prior'; RUN=STEP": (*CAPTION, "--checkpoints", "prior"),
+    "checkpoint of 'priro', .* did you mean 'prior'": (
+        *(*CAPTION, "--checkpoints", "decoder=3,priro=3"),
+    ),
+    "checkpoint of 'prior', no run that is read": (
+        *(*VARY, *CAT, "--checkpoints", "prior=3"),
+    ),
+    "no step 4 in .*decoder/checkpoints; one of .3": (
+        *(*CAPTION, "--checkpoints", "decoder=4"),
+    ),
+    "'a red circle' and .* are read as one": (*DIFF, "--before", "a red circle"),
+    "are read as one: they differ in nothing": (
+        *("--mode", "text_diff", *CAT, "--prompt", "a red circle " * 8),
+        *("--before", "a red circle " * 9),
+    ),
+    "would have index 2147483648; indices are up to": (
+        *(*CAPTION, "--first_index", 2**31 - 1, "--num_images", 2),
+    ),
+    "of 4 candidates each would have index 4294967299": (
+        *(*CAPTION, "--first_index", 2**30, "--num_images", 1, "--best_of", 4),
+    ),
+    "two/grid.png is in two, whose pictures": (
+        *(*PCA, "--components", "two", "--out", "two/grid.png"),
+    ),
+    "two/x.npy is in two, whose pictures": (
+        *(*PCA, "--components", "two", "--array", "two/x.npy", "--out", "x.png"),
+    ),
     "--dtype is for --weights": (*CAPTION, "--dtype", "bfloat16"),
     "--image_weights is for --weights": (*CAPTION, "--image_weights", "karlo"),
     "no image none.png": (*VARY, "--init_image", "none.png"),
@@ -102,6 +142,7 @@ def here(tmp_path_factory):
         Image.fromarray(np.full((8, 8, 3), 255, np.uint8)).save(here / f"{name}.png")
     Image.fromarray(np.full((8, 12, 3), 255, np.uint8)).save(here / "wide.png")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(here / "black.png")
+    (here / "weak.txt").write_text('{"prompt": "cat", "guidance": 0}')
     (here / "negative.txt").write_text('{"prompt": "cat", "negative": "dog"}')
     return here
 
@@ -110,7 +151,7 @@ def here(tmp_path_factory):
 def refused(here, monkeypatch):
     """The error of a call, which must be one line and come before any work."""
     monkeypatch.chdir(here)
-    monkeypatch.setattr(unclip_runs, "load", lambda *_, **__: pytest.fail("reads"))
+    monkeypatch.setattr(unclip_runs, "read", lambda *_, **__: pytest.fail("reads"))
 
     def call(*words, workdir="stack"):
         with pytest.raises(SystemExit) as stopped:
@@ -122,15 +163,21 @@ def refused(here, monkeypatch):
     return call
 
 
+def chosen_of(*words):
+    """The flags of a call."""
+    chosen = flags.FlagValues()
+    sample.define_flags(chosen)
+    chosen(["sample", *map(str, words)])
+    return chosen
+
+
 @pytest.fixture
 def planned(here, monkeypatch):
     """The plan of a call."""
     monkeypatch.chdir(here)
 
     def plan(*words):
-        chosen = flags.FlagValues()
-        sample.define_flags(chosen)
-        chosen(["sample", "--workdir", "stack", *map(str, words)])
+        chosen = chosen_of("--workdir", "stack", *words)
         assert unclip_flags.is_wanted(chosen)
         return unclip_plans.make(chosen)
 
@@ -149,6 +196,48 @@ def test_a_stage_that_is_missing_is_named(here, refused, tmp_path):
     assert "no principal components" in refused(*PCA, workdir=tmp_path)
     shutil.rmtree(tmp_path / "decoder")
     assert "needs one run of a decoder" in refused(*CAPTION, workdir=tmp_path)
+
+
+def test_of_two_priors_of_a_kind_one_must_be_named(here, refused, tmp_path):
+    stack = tmp_path / "stack"
+    shutil.copytree(here / "stack", stack)
+    shutil.copytree(stack / "prior", stack / "prior_too")
+    several = "several runs of a diffusion_prior, prior, prior_too: name one"
+    assert several in refused(*CAPTION, workdir=stack)
+    for name in ("prior_too", "codes_prior"):
+        assert unclip_runs.find(stack, prior=name).prior.name == name
+    unclip_plans.make(chosen_of("--workdir", stack, *VARY, *CAT))  # asks none
+
+
+def test_another_clip_is_found_by_headers(here, refused, tmp_path):
+    """What a prior's run keeps besides may differ; its CLIP may not."""
+    shutil.copytree(here / "stack", tmp_path / "stack")
+    frozen = tmp_path / "stack/prior" / runs.FROZEN
+    params = checkpoint.load_params(frozen)
+    params["embedding"]["mean"] += 1
+    checkpoint.save_params(frozen, params)
+    assert unclip_runs.find(tmp_path / "stack").prior.name == "prior"
+    projection = params["image_encoder"]["visual_projection"]
+    projection["kernel"] = -projection["kernel"]
+    checkpoint.save_params(frozen, params)
+    told = refused(*CAPTION, workdir=tmp_path / "stack")
+    assert "were trained with different CLIPs" in told
+
+
+def test_analytic_dpm_is_for_priors_that_keep_data(planned, refused, monkeypatch):
+    words = (*CAPTION, "--prior_sampler", "analytic_dpm")
+    prior = planned(*words).model.pipeline.prior
+    assert plans.name_of(prior.stage.sampler) == "analytic_dpm"
+    monkeypatch.setattr(unclip_runs, "keeps_pairs", lambda run: False)
+    assert "prior must know the data, of which there is none" in refused(*words)
+
+
+def test_what_a_mode_does_not_need_is_not_read(planned):
+    """Neither its weights nor, with a run that is damaged, errors of it."""
+    model = planned(*VARY, *CAT, "--num_upsamplers", 0).model
+    assert model.pipeline.prior is None and not model.pipeline.upsamplers
+    model = planned(*PCA).model
+    assert model.pipeline.prior is None and model.components is not None
 
 
 def test_one_run_is_not_all_of_them(refused):
@@ -176,17 +265,20 @@ def test_every_flag_is_of_one_pipeline_or_of_both():
 
 def test_a_directory_of_karlo_is_recognised(here, tmp_path, monkeypatch):
     monkeypatch.chdir(here)
-    for kind, wanted in {
-        "UnCLIPPipeline": True,
-        "UnCLIPImageVariationPipeline": True,
-        "StableDiffusionPipeline": False,
-    }.items():
+    for kind, wanted, other in (
+        ("UnCLIPPipeline", True, "stable_diffusion"),
+        ("UnCLIPImageVariationPipeline", True, "stable_diffusion"),
+        ("StableDiffusionPipeline", False, "dalle2"),
+    ):
         index = {"_class_name": kind}
         (tmp_path / "model_index.json").write_text(json.dumps(index))
-        chosen = flags.FlagValues()
-        sample.define_flags(chosen)
-        chosen(["sample", "--weights", str(tmp_path)])
-        assert unclip_flags.is_wanted(chosen) is wanted
+        words = ("--weights", tmp_path)
+        assert unclip_flags.is_wanted(chosen_of(*words)) is wanted
+        with pytest.raises(build.ConfigError, match=f"of a {kind}: give --pipeline"):
+            unclip_flags.is_wanted(chosen_of(*words, "--pipeline", other))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(build.ConfigError, match="of a FluxPipeline, which is not"):
+        unclip_flags.is_wanted(chosen_of(*words))
 
 
 # ---- what plans say ------------------------------------------------------------------
@@ -261,8 +353,6 @@ def test_a_pipeline_without_an_image_tower_says_who_lends_one(planned):
     bare = dataclasses.replace(
         plan.model.pipeline, clip=dataclasses.replace(clip, image=None)
     )
-    chosen = flags.FlagValues()
-    sample.define_flags(chosen)
-    chosen(["sample", "--weights", "karlo", *map(str, (*VARY, *CAT))])
+    chosen = chosen_of("--weights", "karlo", *VARY, *CAT)
     with pytest.raises(build.ConfigError, match="lend one with --image_weights"):
         unclip_plans.check_stages(chosen, bare, False)

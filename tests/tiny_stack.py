@@ -19,6 +19,7 @@ from configs.small import (
 )
 from diffusion_jax import build, runs
 from diffusion_jax.data import captions
+from diffusion_jax.frozen_towers import PAIRS
 from diffusion_jax.models import embedding_codes
 from diffusion_jax.training import checkpoint
 from diffusion_jax.training.state import init_state
@@ -97,7 +98,7 @@ def write(directory, seed=0):
         config = complete(make())
         if frozen is None:
             frozen = draw_clip(config, tokenizer, rng)
-        own = own_frozen(name, frozen, rng)
+        own = own_frozen(name, frozen, tokenizer, rng)
         run = directory / name
         runs.write_config(run, config)
         if name != "upsampler":
@@ -135,12 +136,14 @@ def draw_clip(config, tokenizer, rng):
     return draw(shapes, rng)
 
 
-def own_frozen(name, frozen, rng):
+def own_frozen(name, frozen, tokenizer, rng):
     """What a stage's run keeps besides CLIP."""
     if name == "prior":
         scale = {"mean": np.zeros(WIDTH), "std": np.full(WIDTH, WIDTH**-0.5)}
         scale = {k: v.astype(np.float32) for k, v in scale.items()}
-        return frozen | {"embedding": scale}
+        image = rng.normal(size=(len(WORDS), WIDTH)).astype(np.float32)
+        pairs = {"image_embed": image, "tokens": np.asarray(tokenizer(WORDS))}
+        return frozen | {"embedding": scale, PAIRS: pairs}
     if name == "codes_prior":
         image, text = rng.normal(size=(2, NUM_PICTURES, WIDTH)).astype(np.float32)
         return frozen | {

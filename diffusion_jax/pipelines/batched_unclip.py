@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.diffusion.samplers.integrate import Keys
@@ -17,6 +18,7 @@ from diffusion_jax.types import Params
 
 OnStage = Callable[[str, int, int], None]  # (stage, images that it has made, of all)
 Generate = Callable[..., Iterator[Float[np.ndarray, "b H W 3"]]]
+Stages = list[tuple[str, Callable]]
 
 
 class Rows(NamedTuple):
@@ -64,20 +66,51 @@ def generator(
     ) -> Iterator[Float[np.ndarray, "b H W 3"]]:
         check_rows(pipeline, rows)
         params, null_tokens = batched.replicate((params, null_tokens), mesh)
+        wanted = [one for one in stages if one[0] != "prior" or rows.embed is None]
         num_done = 0
-        for batch, count in batched.padded_batches(rows, batch_size, mesh):
-            made = batch.embed
-            for name, run in stages:
-                if name == "prior" and made is not None:
-                    continue
-                made = run(params, batch, made, null_tokens, seed, scales)
-                if on_stage is not None:
-                    made = jax.block_until_ready(made)
-                    on_stage(name, num_done + count, len(rows.index))
-            num_done += count
-            yield np.asarray(made)[:count]
+
+        def tell(name: str, count: int) -> None:
+            on_stage(name, num_done + count, len(rows.index))
+
+        for images in through(
+            wanted,
+            params,
+            rows._replace(embed=None),
+            rows.embed,
+            *(null_tokens, seed, scales),
+            batch_size=batch_size,
+            mesh=mesh,
+            on_stage=None if on_stage is None else tell,
+        ):
+            num_done += len(images)
+            yield images
 
     return generate
+
+
+def through(
+    stages: Stages,
+    params: Params,
+    rows: Any,
+    made: Any,
+    *others: Any,
+    batch_size: int,
+    mesh: Mesh,
+    on_stage: Callable[[str, int], None] | None = None,
+) -> Iterator[Float[np.ndarray, "b H W 3"]]:
+    """Rows through (params, rows, what the last made, *others) -> ..., batch by batch.
+
+    `made` is what the first stage starts from, or None. `on_stage` is told the name of
+    each stage behind a batch, and how many images that has.
+    """
+    for batch, count in batched.padded_batches((rows, made), batch_size, mesh):
+        batch, last = batch
+        for name, run in stages:
+            last = run(params, batch, last, *others)
+            if on_stage is not None:
+                last = jax.block_until_ready(last)
+                on_stage(name, count)
+        yield np.asarray(last)[:count]
 
 
 def check_rows(pipeline: Dalle2, rows: Rows) -> None:
@@ -93,9 +126,7 @@ def check_rows(pipeline: Dalle2, rows: Rows) -> None:
     pipeline.check_width(rows.embed)
 
 
-def programs(
-    pipeline: Dalle2, num_upsamplers: int | None = None
-) -> list[tuple[str, Callable]]:
+def programs(pipeline: Dalle2, num_upsamplers: int | None = None) -> Stages:
     """The stages by name: (params, rows, what the last made, null, seed, scales) -> ..."""
 
     def keys_of(rows: Rows, seed: Int[Array, ""]) -> Keys:

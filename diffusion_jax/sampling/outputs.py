@@ -95,8 +95,11 @@ def texts_of(plan: Plan, one: Wanted) -> dict[str, str]:
     return records.texts(flags, sampler=plan.sampler, model=plan.model.name) | facts
 
 
-def _step(facts: Mapping[str, str]) -> dict[str, int]:
-    """The flag of a run's checkpoint; a model of several runs has none."""
+def _step(facts: Mapping[str, str]) -> dict[str, Any]:
+    """The flag of a run's checkpoint, or of those of several runs."""
+    if "checkpoint_steps" in facts:
+        steps = json.loads(facts["checkpoint_steps"]).items()
+        return {"checkpoints": ",".join(f"{run}={step}" for run, step in steps)}
     if "checkpoint_step" not in facts:
         return {}
     return {"step": int(facts["checkpoint_step"])}
@@ -114,10 +117,24 @@ def path_of(out: Out, one: Wanted) -> pathlib.Path:
     return out.directory / f"{one.stem}.png"
 
 
-def check_inputs_kept(out: Out, plan: Plan, inputs: Sequence[pathlib.Path]) -> None:
-    """Raises if a file that is read would be written over, which nobody can want."""
+def check_inputs_kept(
+    out: Out,
+    plan: Plan,
+    inputs: Sequence[pathlib.Path],
+    directories: Sequence[pathlib.Path] = (),
+) -> None:
+    """Raises if a file that is read would be written over, which nobody can want.
+
+    Neither may anything be written to `directories`, of which every picture is read.
+    """
     inputs = [path for path in inputs if path.is_file()]
     for path in [*_pictures(out, plan), *([] if out.array is None else [out.array])]:
+        for one in directories:
+            if path.resolve().is_relative_to(one.resolve()):
+                raise build.ConfigError(
+                    f"{path} is in {one}, whose pictures are read: choose another "
+                    "--out or --array"
+                )
         if path.exists() and any(path.samefile(one) for one in inputs):
             raise build.ConfigError(
                 f"{path} is read, and would be written over: choose another --out or "

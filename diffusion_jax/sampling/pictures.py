@@ -27,6 +27,17 @@ def read(path: str | pathlib.Path) -> Image.Image:
         ) from error
 
 
+def check(path: str | pathlib.Path) -> None:
+    """Raises unless it begins as a picture does; the pixels are not read."""
+    try:
+        Image.open(path).close()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise build.ConfigError(
+            f"{path} is no image that can be read: {reason}"
+        ) from error
+
+
 def read_mask(path: str | pathlib.Path, picture: Image.Image) -> Image.Image:
     """A mask, which must be of the picture's size."""
     mask = read(path)
@@ -66,9 +77,13 @@ def check_fits(path: str, size: Size, unit: int) -> None:
         )
 
 
-def to_array(image: Image.Image, size: Size) -> Float[np.ndarray, "H W 3"]:
+def to_array(
+    image: Image.Image,
+    size: Size,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Float[np.ndarray, "H W 3"]:
     """Float pixels in [-1, 1], resized if need be; transparency is dropped."""
-    image = _resized(_eight_bits(image).convert("RGB"), size)
+    image = _resized(_eight_bits(image).convert("RGB"), size, resampling)
     return np.asarray(image, np.float32) / 127.5 - 1
 
 
@@ -86,10 +101,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(grey / 257).astype(np.uint8))
 
 
-def _resized(image: Image.Image, size: Size) -> Image.Image:
+def _resized(
+    image: Image.Image,
+    size: Size,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
     if size_of(image) == size:
         return image
-    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return image.resize((size[1], size[0]), resampling)
 
 
 def read_noise(

@@ -280,6 +280,7 @@ def _images(
         num_images=num_images,
         first_index=chosen.first_index,
     )
+    wanted.check_indices(images)
     if is_path:
         return wanted.frames(images[0], chosen.frames, chosen.frame)
     return images

@@ -12,7 +12,6 @@ inpaint          --init_image painted where --mask is white
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from typing import NamedTuple
@@ -20,9 +19,10 @@ from typing import NamedTuple
 from absl import flags
 
 from diffusion_jax import build, runs
+from diffusion_jax.diffusion.process import Real
 from diffusion_jax.pipelines import manipulations
 from diffusion_jax.sampling import models
-from diffusion_jax.weights import directory, karlo
+from diffusion_jax.weights import directory, hub, karlo
 
 DALLE2, STABLE_DIFFUSION = "dalle2", "stable_diffusion"
 PIPELINES = (STABLE_DIFFUSION, DALLE2)
@@ -39,15 +39,18 @@ SHARED = (  # by all modes
     *("batch", "pad_batch", "steps", "grid", "guidance", "out", "array", "overwrite"),
     *("list_samplers", "dry_run"),
 )
+OF_UPSAMPLERS = ("upsampler_steps", "upsampler_sampler", "upsampler_grid")
 OWN = (  # of those, what Stable Diffusion has not
-    *("mode", "image_weights", "prior", "num_upsamplers", "upsampler_steps"),
-    *("upsampler_sampler", "upsampler_grid"),
+    *("mode", "image_weights", "checkpoints", "num_upsamplers"),
+    *OF_UPSAMPLERS,
 )
 OF_PRIOR = (
-    *("prior_steps", "prior_guidance", "prior_sampler", "prior_grid", "candidates"),
+    *("prior", "prior_steps", "prior_guidance", "prior_sampler", "prior_grid"),
+    "candidates",
 )
 OF_PROMPTS = ("prompt", "from_file", "num_images", "sampler")
 ONLY_WEIGHTS = ("variant", "dtype", "image_weights")
+ONLY_RUNS = {"prior": "which run's", "checkpoints": "which are read"}
 INPUTS = ("weights", "image_weights", "init_image", "to_image", "mask", "from_file")
 
 
@@ -76,7 +79,9 @@ MODES = {
         ("init_image", "before", "prompt", "theta", "frames", "corrections"),
         ("init_image", "prompt"),
     ),
-    "pca": Mode(("init_image", "dims", "components", "corrections"), ("init_image",)),
+    "pca": Mode(
+        ("init_image", "dims", "components", "prior", "corrections"), ("init_image",)
+    ),
     "inpaint": Mode(
         (*OF_PROMPTS, *OF_PRIOR, "init_image", "mask", "image_guidance"),
         ("init_image", "mask"),
@@ -87,6 +92,7 @@ TAKEN = {name for mode in MODES.values() for name in mode.takes}
 EXCLUDES = {
     ("prompt", "from_file"): "either gives the prompts",
     ("to_image", "to_prompt"): "either is the other end",
+    ("prior", "components"): "either has the components",
     ("eta", "sampler"): "from its own noise an image is drawn by DDIM",
     ("fixed_noise", "corrections"): "noise that is drawn was not found backwards",
 }
@@ -99,6 +105,7 @@ def define(here: dict) -> None:
     text("mode", None, f"Of dalle2: {', '.join(MODES)}.", **here)
     text("image_weights", None, "Lends CLIP's tower of images.", **here)
     text("prior", None, "The run of a prior, where there are two.", **here)
+    text("checkpoints", None, "RUN=STEP,...: of runs; else the newest.", **here)
     whole("prior_steps", None, "Of the prior.", lower_bound=1, **here)
     number("prior_guidance", None, "Of the prior.", **here)
     text("prior_sampler", None, "Of the prior.", **here)
@@ -121,21 +128,38 @@ def define(here: dict) -> None:
 
 
 def is_wanted(chosen: flags.FlagValues) -> bool:
-    """Whether it is DALL·E 2, as the flags say or what they name shows."""
+    """Whether it is DALL·E 2, as the flags say or what they name shows.
+
+    Raises for a published model that is of another pipeline, before more than its
+    model_index.json is downloaded.
+    """
     models.check_name("pipeline", chosen.pipeline, PIPELINES)
-    if chosen.pipeline is not None:
+    if chosen.workdir is None and chosen.weights is not None:
+        return _pipeline_of(chosen.weights, chosen.pipeline) == DALLE2
+    if chosen.pipeline is not None or chosen.workdir is None:
         return chosen.pipeline == DALLE2
-    if chosen.workdir is not None:
-        root = pathlib.Path(chosen.workdir).expanduser()
-        is_run = (root / runs.CONFIG_FILE).exists()
-        return not is_run and any(root.glob(f"*/{runs.CONFIG_FILE}"))
-    if chosen.weights is None:
-        return False
-    try:
-        index = pathlib.Path(chosen.weights).expanduser() / directory.INDEX
-        return json.loads(index.read_text())["_class_name"] in karlo.PIPELINES
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    root = pathlib.Path(chosen.workdir).expanduser()
+    is_run = (root / runs.CONFIG_FILE).exists()
+    return not is_run and any(root.glob(f"*/{runs.CONFIG_FILE}"))
+
+
+def _pipeline_of(weights: str, said: str | None) -> str | None:
+    """That of a published model, which must be the one that was said."""
+    kind = hub.class_name(weights)
+    if kind is None:
+        return said
+    found = dict.fromkeys((*directory.PLAIN, *directory.XL), STABLE_DIFFUSION)
+    found |= dict.fromkeys(karlo.PIPELINES, DALLE2)
+    if kind not in found:
+        raise build.ConfigError(
+            f"{weights} is of a {kind}, which is not supported; one of "
+            f"{', '.join(found)}"
+        )
+    if said not in (None, found[kind]):
+        raise build.ConfigError(
+            f"{weights} is of a {kind}: give --pipeline {found[kind]}"
+        )
+    return found[kind]
 
 
 def given(chosen: flags.FlagValues, *names: str) -> bool:
@@ -172,13 +196,57 @@ def check(chosen: flags.FlagValues) -> None:
         for name in ONLY_WEIGHTS:
             if given(chosen, name):
                 raise build.ConfigError(f"--{name} is for --weights, not for runs")
-    elif chosen.prior is not None:
-        raise build.ConfigError("--prior is for --workdir: which run's")
+    else:
+        for name, what in ONLY_RUNS.items():
+            if given(chosen, name):
+                raise build.ConfigError(f"--{name} is for --workdir: {what}")
     for name in ("guidance", "prior_guidance", "image_guidance"):
         value = chosen[name].value
         if value is not None and not math.isfinite(value):
             raise build.ConfigError(f"--{name} {value} is not a finite number")
+    check_guidance("--prior_guidance", chosen.prior_guidance)
+    if chosen.image_guidance is None:
+        check_guidance("--guidance", chosen.guidance)
+    _check_upsamplers(chosen)
     _check_frames(chosen)
+
+
+def check_guidance(name: str, scale: Real | None) -> None:
+    """Raises below 1, which published pipelines and ours understand otherwise.
+
+    Beside an `--image_guidance` there is no doubt: it is a share of the caption.
+    """
+    if scale is not None and scale < 1:
+        raise build.ConfigError(f"{name} {scale:g}; 1, which is none, or more")
+
+
+def _check_upsamplers(chosen: flags.FlagValues) -> None:
+    num = chosen.num_upsamplers
+    for name in OF_UPSAMPLERS:
+        if num is None or not given(chosen, name):
+            continue
+        if num == 0:
+            raise build.ConfigError(f"--{name}: of --num_upsamplers 0 there is none")
+        num_values = chosen[name].value.count(",") + 1
+        if num_values > num:
+            raise build.ConfigError(
+                f"--{name} has {num_values} values for --num_upsamplers {num}"
+            )
+
+
+def checkpoints(chosen: flags.FlagValues) -> dict[str, int]:
+    """The steps of runs, by name."""
+    found = {}
+    for word in (chosen.checkpoints or "").split(","):
+        name, _, step = word.strip().rpartition("=")
+        if not word.strip():
+            continue
+        if not (name and step.isdecimal()):
+            raise build.ConfigError(
+                f"--checkpoints {word!r}; RUN=STEP, with commas between"
+            )
+        found[name] = int(step)
+    return found
 
 
 def _check_taken(chosen: flags.FlagValues) -> None:
@@ -231,6 +299,12 @@ def starts_from_code(chosen: flags.FlagValues) -> bool:
     """Whether images are drawn by DDIM from a noise that is not that of a sample."""
     is_eta = chosen.mode == "variations" and chosen.eta is not None
     return is_eta or chosen.mode in ("interpolate", "text_diff", "pca")
+
+
+def directories(chosen: flags.FlagValues) -> list[pathlib.Path]:
+    """Those of which every picture is read."""
+    name = chosen.components
+    return [] if name is None else [pathlib.Path(name).expanduser()]
 
 
 def inputs(chosen: flags.FlagValues) -> list[pathlib.Path]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,13 @@ from diffusion_jax.pipelines.stage import Stage
 from diffusion_jax.sampling import trained_runs
 from diffusion_jax.training import checkpoint
 from diffusion_jax.types import Conditioning, Params
+
+EMBEDDINGS, COMPONENTS = "embeddings", "components"  # what a prior is for
+KINDS = {  # of priors, the first of which there is any
+    None: (),
+    EMBEDDINGS: unclip_runs.PRIORS,
+    COMPONENTS: (build.unclip.AUTOREGRESSIVE,),
+}
 
 
 class Choices(NamedTuple):
@@ -59,6 +67,7 @@ class Model(NamedTuple):
     load: Callable[[], Params]
     facts: Callable[[int, str], dict[str, str]] | None = None  # of (seed, negative)
     components: Components | None = None  # of an autoregressive prior
+    keeps_pairs: bool = False  # of data, for a prior's sampler that must know them
 
     def read(self, texts: list[str]) -> Int[np.ndarray, "N L"]:
         return self.tokenizer(texts)
@@ -113,32 +122,24 @@ def _said(choices: Choices) -> dict[str, Any]:
 # ---- runs of our own -----------------------------------------------------------------
 
 
-def of_runs(
-    directory: str,
-    chosen: Chosen,
-    *,
-    prior: str | None = None,
-    wants_codes: bool = False,
-) -> Model:
-    """The runs in a directory; `prior` names that of one where there are two.
+class Parts(NamedTuple):
+    """What is read of a directory of runs; None: no prior, every upsampler."""
 
-    With `wants_codes`, that is an autoregressive one if there is any.
-    """
-    found = find_runs(directory)
-    if wants_codes and prior is None:
-        named = [
-            path.name
-            for path, config in found.configs.items()
-            if config.task.name == build.unclip.AUTOREGRESSIVE
-        ]
-        prior = named[0] if named else None
-    found = find_runs(directory, prior)
+    prior_for: str | None = EMBEDDINGS
+    prior: str | None = None  # its name, where there are several
+    num_upsamplers: int | None = None
+    checkpoints: Mapping[str, int] = types.MappingProxyType({})  # else the newest
+
+
+def of_runs(directory: str, chosen: Chosen, parts: Parts = Parts()) -> Model:  # noqa: B008
+    """The runs in a directory."""
+    found, codes = find_runs(directory, parts)
+    unclip_runs.check_steps(found, parts.checkpoints)
     upsamplers = upsampler_configs(found, chosen.upsamplers)
     config = trained_runs.with_choices(
         found.configs[found.decoder], chosen.decoder._asdict()
     )
     tokenizer = runs.load_tokenizer(found.decoder, config)
-    codes = read_codes(found)
     configs = {found.decoder.name: config}
     of_prior = None
     if found.prior is not None:
@@ -146,14 +147,16 @@ def of_runs(
         of_prior = (configs[found.prior.name], {"codes": codes})
     pipeline = build.unclip.dalle2(config, tokenizer, of_prior, upsamplers)
     configs |= upsamplers
-    components = Components(codes["mean"], codes["axes"].T) if codes else None
+
+    @functools.cache
+    def read() -> unclip_runs.Stack:
+        return unclip_runs.read(found, configs=configs, steps=parts.checkpoints)
 
     def facts(seed: int, negative: str) -> dict[str, str]:
-        steps = {name: newest_step(epath.Path(directory) / name) for name in configs}
         said = {name: config.to_dict() for name, config in configs.items()}
         return {
             "seed": str(seed),
-            "checkpoint_steps": json.dumps(steps),
+            "checkpoint_steps": json.dumps(dict(read().steps)),
             "configs": json.dumps(said),
         }
 
@@ -161,24 +164,29 @@ def of_runs(
         pathlib.PurePath(directory).name,
         pipeline,
         tokenizer,
-        functools.partial(_load_runs, directory, found),
+        lambda: read().params,
         facts,
-        components,
+        Components(codes["mean"], codes["axes"].T) if codes else None,
+        found.prior is not None and unclip_runs.keeps_pairs(found.prior),
     )
 
 
-def find_runs(directory: str, prior: str | None = None) -> unclip_runs.Found:
+def find_runs(
+    directory: str, parts: Parts
+) -> tuple[unclip_runs.Found, dict[str, np.ndarray] | None]:
+    """Those that are read, and the codes of an autoregressive prior."""
     if (epath.Path(directory) / runs.CONFIG_FILE).exists():
         raise build.ConfigError(
             f"{directory} is one run; name the directory that holds the runs of all "
             "stages"
         )
-    return unclip_runs.find(directory, prior=prior)
-
-
-def _load_runs(directory: str, found: unclip_runs.Found) -> Params:
-    name = None if found.prior is None else found.prior.name
-    return unclip_runs.load(directory, prior=name).params
+    kinds = KINDS[parts.prior_for]
+    found = unclip_runs.find(directory, prior=parts.prior, kinds=kinds)
+    codes = read_codes(found)
+    if parts.prior_for != EMBEDDINGS:
+        found = found._replace(prior=None)
+    wanted = found.upsamplers[: parts.num_upsamplers]
+    return found._replace(upsamplers=wanted), codes
 
 
 def upsampler_configs(
@@ -220,35 +228,32 @@ def read_codes(found: unclip_runs.Found) -> dict[str, np.ndarray] | None:
     path = found.prior
     if path is None or found.configs[path].task.name != build.unclip.AUTOREGRESSIVE:
         return None
-    start = "codes/"
-    file = path / runs.FROZEN / checkpoint.PARAMS_FILE
-    if not file.exists():
-        raise build.ConfigError(f"there is no {file}: {path} was not trained")
+    start, file = "codes/", path / runs.FROZEN / checkpoint.PARAMS_FILE
     with safetensors.safe_open(file, framework="numpy") as tensors:
         names = [name for name in tensors.keys() if name.startswith(start)]  # noqa: SIM118
         return {name.removeprefix(start): tensors.get_tensor(name) for name in names}
 
 
-def newest_step(run: epath.Path) -> int | None:
-    """Of its checkpoints, that which is read."""
-    directory = run / runs.CHECKPOINTS
-    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
-    return max(steps, default=None)
-
-
 # ---- what can be wrong with a pipeline -----------------------------------------------
 
 
-def check(pipeline: Dalle2, *, uses_prior: bool) -> None:
+def check(
+    pipeline: Dalle2, *, uses_prior: bool, num_upsamplers: int, keeps_pairs: bool
+) -> None:
     """Raises for grids that are too long, and samplers that ask for data."""
+    unused = {one.name for one in pipeline.upsamplers[num_upsamplers:]}
+    if not uses_prior:
+        unused.add("prior")
     for name, one in stages_of(pipeline).items():
-        if name == "prior" and not uses_prior:
+        if name in unused:
             continue
         stage.times(one)
-        if priors.needs_eps_power(one):
+        knows_data = name == "prior" and keeps_pairs
+        if priors.needs_eps_power(one) and not knows_data:
             flag = {"prior": "--prior_sampler", "decoder": "--sampler"}
             raise build.ConfigError(
-                f"the sampler of {name} must know the data: choose another with "
+                f"the sampler of {name} must know the data, of which there is none "
+                f"beside its weights: choose another with "
                 f"{flag.get(name, '--upsampler_sampler')}"
             )
 

@@ -9,6 +9,7 @@ from absl import flags
 
 from diffusion_jax import build
 from diffusion_jax.diffusion import grids
+from diffusion_jax.diffusion.samplers import SAMPLERS
 from diffusion_jax.pipelines import manipulations
 from diffusion_jax.pipelines.dalle2 import Dalle2
 from diffusion_jax.sampling import (
@@ -20,7 +21,7 @@ from diffusion_jax.sampling import (
     unclip_starts,
     wanted,
 )
-from diffusion_jax.sampling.unclip_models import Choices, Chosen, Model
+from diffusion_jax.sampling.unclip_models import Choices, Chosen, Model, Parts
 from diffusion_jax.sampling.unclip_starts import Start
 from diffusion_jax.sampling.wanted import Wanted
 
@@ -68,10 +69,10 @@ def make(chosen: flags.FlagValues) -> Plan:
 
 def _check_names(chosen: flags.FlagValues) -> None:
     for stage in ("prior_", "", "upsampler_"):
-        for kind, choices in {
-            "sampler": plans.samplers(),
-            "grid": grids.GRIDS,
-        }.items():
+        samplers = plans.samplers()
+        if stage == "prior_":
+            samplers["analytic_dpm"] = SAMPLERS["analytic_dpm"]
+        for kind, choices in {"sampler": samplers, "grid": grids.GRIDS}.items():
             value = chosen[f"{stage}{kind}"].value
             names = _split(value) if stage == "upsampler_" else [value]
             for name in names:
@@ -80,10 +81,16 @@ def _check_names(chosen: flags.FlagValues) -> None:
 
 def _make(chosen: flags.FlagValues) -> Plan:
     model = find_model(chosen)
-    uses_prior = _uses_prior(chosen)
-    unclip_models.check(model.pipeline, uses_prior=uses_prior)
-    check_stages(chosen, model.pipeline, uses_prior)
+    draws = draws_embedding(chosen.mode, chosen.to_prompt)
     num_upsamplers = model.pipeline.num_upsamplers(chosen.num_upsamplers)
+    unclip_models.check(
+        model.pipeline,
+        uses_prior=draws,
+        num_upsamplers=num_upsamplers,
+        keeps_pairs=model.keeps_pairs,
+    )
+    check_stages(chosen, model.pipeline, draws)
+    _check_differs(chosen, model)
     size = size_of(model.pipeline, num_upsamplers)
     start = unclip_starts.read(chosen, size if chosen.mode == "inpaint" else None)
     images = _images(chosen, model, start)
@@ -123,10 +130,7 @@ def find_model(chosen: flags.FlagValues) -> Model:
     stages = stages_chosen(chosen)
     if chosen.workdir is not None:
         return unclip_models.of_runs(
-            plans.path(chosen.workdir),
-            stages,
-            prior=chosen.prior,
-            wants_codes=chosen.mode == "pca" and chosen.components is None,
+            plans.path(chosen.workdir), stages, parts_chosen(chosen)
         )
     lends = chosen.image_weights
     return unclip_models.of_weights(
@@ -136,6 +140,17 @@ def find_model(chosen: flags.FlagValues) -> Model:
         variant=chosen.variant,
         dtype=chosen.dtype,
     )
+
+
+def parts_chosen(chosen: flags.FlagValues) -> Parts:
+    """The runs that the mode needs."""
+    prior_for = None
+    if draws_embedding(chosen.mode, chosen.to_prompt):
+        prior_for = unclip_models.EMBEDDINGS
+    elif chosen.mode == "pca" and chosen.components is None:
+        prior_for = unclip_models.COMPONENTS
+    checkpoints = unclip_flags.checkpoints(chosen)
+    return Parts(prior_for, chosen.prior, chosen.num_upsamplers, checkpoints)
 
 
 def stages_chosen(chosen: flags.FlagValues) -> Chosen:
@@ -190,8 +205,9 @@ def size_of(pipeline: Dalle2, num_upsamplers: int) -> int:
     return pipeline.upsamplers[num_upsamplers - 1].size
 
 
-def _uses_prior(chosen: flags.FlagValues) -> bool:
-    return chosen.mode in ("text", "inpaint") or chosen.to_prompt is not None
+def draws_embedding(mode: str, to_prompt: str | None) -> bool:
+    """Whether the prior is asked."""
+    return mode in ("text", "inpaint") or to_prompt is not None
 
 
 def check_stages(chosen: flags.FlagValues, pipeline: Dalle2, uses_prior: bool) -> None:
@@ -206,6 +222,18 @@ def check_stages(chosen: flags.FlagValues, pipeline: Dalle2, uses_prior: bool) -
         )
     if chosen.image_guidance is not None:
         unclip_models.check_two_scales(pipeline)
+
+
+def _check_differs(chosen: flags.FlagValues, model: Model) -> None:
+    """Raises for a text diff of captions that are one, as far as they are read."""
+    if chosen.before is None:
+        return
+    before, after = model.read([chosen.before, chosen.prompt[0]])
+    if np.array_equal(before, after):
+        raise build.ConfigError(
+            f"--before {chosen.before!r} and --prompt {chosen.prompt[0]!r} are read as "
+            "one: they differ in nothing"
+        )
 
 
 # ---- what to make --------------------------------------------------------------------
@@ -236,14 +264,19 @@ def _images(chosen: flags.FlagValues, model: Model, start: Start) -> list[Wanted
     has_frames = chosen.mode in ("interpolate", "text_diff", "pca")
     if num_images is None:
         num_images = 1 if chosen.workdir is None or has_frames else IMAGES_OF_RUNS
+    lines = _lines(chosen)
+    if chosen.image_guidance is None:
+        for line in lines:
+            unclip_flags.check_guidance(f"{chosen.from_file}: guidance", line.guidance)
     images = wanted.images(
-        _lines(chosen),
+        lines,
         negative="",
         seed=chosen.seed,
         guidance=guidance_of(chosen, model.pipeline),
         num_images=num_images,
         first_index=chosen.first_index,
     )
+    wanted.check_indices(images, chosen.best_of or 1)
     if chosen.mode == "interpolate":
         return wanted.frames(images[0], chosen.frames, chosen.frame)
     if chosen.mode == "text_diff":
@@ -295,8 +328,8 @@ PATHS = (
 )
 SHARED = (
     *PATHS,
-    *("prior", "variant", "dtype", *unclip_flags.OF_PRIOR, "sampler", "grid"),
-    *("image_guidance", "upsampler_steps", "upsampler_sampler", "upsampler_grid"),
+    *("variant", "dtype", *unclip_flags.OF_PRIOR, "sampler", "grid"),
+    *("image_guidance", *unclip_flags.OF_UPSAMPLERS),
     *("num_upsamplers", "best_of", "to_prompt", "before", "fixed_noise", "eta"),
     "corrections",
 )

@@ -17,7 +17,9 @@ def planned(plan: Plan) -> str:
     pipeline, num = plan.model.pipeline, plan.num_upsamplers
     size = unclip_plans.size_of(pipeline, num)
     lines = [f"model: {plan.model.name}, mode {plan.mode}, {size} x {size} pixels"]
-    used = {one.name for one in pipeline.upsamplers[:num]} | {"prior", "decoder"}
+    used = {one.name for one in pipeline.upsamplers[:num]} | {"decoder"}
+    if unclip_plans.draws_embedding(plan.mode, plan.edit.to_prompt):
+        used.add("prior")
     guidance = {"decoder": plan.images[0].guidance}
     for name, stage in unclip_models.stages_of(pipeline).items():
         if name in used:

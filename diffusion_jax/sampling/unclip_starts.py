@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ class Start(NamedTuple):
     image: Picture | None = None
     other: Picture | None = None  # the other end of an interpolation
     mask: Float[np.ndarray, "s s 1"] | None = None
-    others: list[Picture] | None = None  # that have principal components
+    others: list[pathlib.Path] | None = None  # that have principal components
     cropped: tuple[str, ...] = ()  # files of which the central square is taken
 
 
@@ -42,7 +43,7 @@ def read(chosen: flags.FlagValues, side: int | None) -> Start:
             mask = pictures.read_mask(plans.path(chosen.mask), picture)
             found["mask"] = _to_mask(mask, side, chosen.mask)
     if chosen.components is not None:
-        found["others"] = read_others(plans.path(chosen.components))
+        found["others"] = find_others(plans.path(chosen.components))
     return Start(**found, cropped=tuple(cropped))
 
 
@@ -60,8 +61,8 @@ def _to_mask(
     return found
 
 
-def read_others(directory: str) -> list[Picture]:
-    """All pictures of a directory."""
+def find_others(directory: str) -> list[pathlib.Path]:
+    """All pictures of a directory, whose pixels are not read yet."""
     root = pathlib.Path(directory)
     if not root.is_dir():
         raise build.ConfigError(f"--components {directory} is not a directory")
@@ -70,4 +71,15 @@ def read_others(directory: str) -> list[Picture]:
         raise build.ConfigError(
             f"{directory} has {len(paths)} pictures; components need 2 at least"
         )
-    return [_to_array(pictures.read(path)) for path in paths]
+    for path in paths:
+        pictures.check(path)
+    return paths
+
+
+def read_small(
+    paths: Sequence[pathlib.Path], side: int
+) -> Float[np.ndarray, "N side side 3"]:
+    """The middles of pictures at the size that CLIP sees, resized as that does it."""
+    middles = (pictures.square(pictures.read(path)) for path in paths)
+    bicubic = Image.Resampling.BICUBIC
+    return np.stack([pictures.to_array(m, (side, side), bicubic) for m in middles])

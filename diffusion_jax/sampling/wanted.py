@@ -120,6 +120,17 @@ def images(
     return wanted
 
 
+def check_indices(images: Sequence[Wanted], num_candidates: int = 1) -> None:
+    """Raises where the last image, or candidate for one, has no index of 32 bits."""
+    last = (max(one.index for one in images) + 1) * num_candidates - 1
+    if last > MAX_SEED:
+        each = f" of {num_candidates} candidates each" if num_candidates > 1 else ""
+        raise build.ConfigError(
+            f"the last of these images{each} would have index {last}; indices are up "
+            f"to {MAX_SEED}"
+        )
+
+
 def frames(first: Wanted, num_frames: int, only: int | None = None) -> list[Wanted]:
     """The frames of an interpolation, evenly spaced, or one of them."""
     chosen = range(num_frames) if only is None else [only]

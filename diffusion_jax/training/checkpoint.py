@@ -242,6 +242,19 @@ def save_params(directory: epath.PathLike, params: Params) -> None:
         unfinished.replace(path)
 
 
+def stored_fingerprint(directory: epath.PathLike) -> dict[str, int]:
+    """That of what `save_params` wrote, by name; reads the header of the file alone."""
+    path = epath.Path(directory) / PARAMS_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}; save_params writes it")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    return json.loads(metadata.get("fingerprint", "{}"))
+
+
 def load_params(directory: epath.PathLike, like: PyTree | None = None) -> Params:
     """What `save_params` wrote; raises if it is damaged or not shaped as `like`."""
     path = epath.Path(directory) / PARAMS_FILE

@@ -11,9 +11,10 @@ but only the files that are read: configs, tokenizers and one set of safetensors
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import huggingface_hub
 from huggingface_hub import constants, errors
@@ -22,6 +23,7 @@ from diffusion_jax.weights import directory, image_config, karlo, tensors
 
 ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)")
 TIMEOUT = 10.0  # seconds
+CONFIG = directory.CONFIG
 MODULES = ("unet", "vae", *directory.TEXTS)
 PLAIN_DIRECTORIES = ("tokenizer", "tokenizer_2", "scheduler")
 KARLO_DIRECTORIES = ("tokenizer", "feature_extractor", *karlo.SCHEDULERS)
@@ -33,8 +35,14 @@ TOKENIZER_FILES = (
 )
 
 
-def find(name: str, *, variant: str | None = None) -> pathlib.Path:
-    """The directory or file of that name, downloaded if need be."""
+def find(
+    name: str, *, variant: str | None = None, modules: Collection[str] | None = None
+) -> pathlib.Path:
+    """The directory or file of that name, downloaded if need be.
+
+    With `modules`, of a model only those directories, of `variant` where they have
+    that, and the configs of the others.
+    """
     path = pathlib.Path(name).expanduser()
     if path.exists():
         return path
@@ -46,11 +54,11 @@ def find(name: str, *, variant: str | None = None) -> pathlib.Path:
     cached = _snapshot(repo)
     if cached is not None:
         try:
-            check_complete(cached, inner, variant)
+            check_complete(cached, inner, variant, modules)
             return cached / inner
         except (FileNotFoundError, ValueError) as error:
             missing = str(error)
-    wanted = choose(repo, _list(repo, name, missing), inner, variant)
+    wanted = choose(repo, _list(repo, name, missing), inner, variant, modules)
     try:
         downloaded = huggingface_hub.snapshot_download(
             repo, allow_patterns=wanted, etag_timeout=TIMEOUT
@@ -62,10 +70,43 @@ def find(name: str, *, variant: str | None = None) -> pathlib.Path:
     return pathlib.Path(downloaded) / inner
 
 
+def class_name(name: str) -> str | None:
+    """What the model_index.json of a name says that it is of; None where none is found.
+
+    Of a repository of the hub only that file is downloaded.
+    """
+    path, match = pathlib.Path(name).expanduser(), ID.fullmatch(name)
+    if not path.exists() and match and not name.startswith("."):
+        path = _index_directory(match[1], match[2].removeprefix("/"))
+    try:
+        found = json.loads((path / directory.INDEX).read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _index_directory(repo: str, inner: str) -> pathlib.Path:
+    """Where its model_index.json is, if it has one."""
+    root = _snapshot(repo)
+    if root is None or not (root / inner / directory.INDEX).is_file():
+        wanted = [f"{inner}/{directory.INDEX}".removeprefix("/")]
+        try:
+            root = huggingface_hub.snapshot_download(
+                repo, allow_patterns=wanted, etag_timeout=TIMEOUT
+            )
+        except Exception:  # noqa: BLE001  `find` will say what is wrong
+            return pathlib.Path(repo)
+    return pathlib.Path(root) / inner
+
+
 def choose(
-    repo: str, names: Iterable[str], inner: str = "", variant: str | None = None
+    repo: str,
+    names: Iterable[str],
+    inner: str = "",
+    variant: str | None = None,
+    modules: Collection[str] | None = None,
 ) -> list[str]:
-    """Of the files of a repository, those that are read."""
+    """Of the files of a repository, those that are read; `modules` as of `find`."""
     names = sorted(names)
     if inner:
         chosen = [n for n in names if n == inner or n.startswith(f"{inner}/")]
@@ -73,7 +114,7 @@ def choose(
             raise FileNotFoundError(f"{repo} has no {inner}")
         if inner in names:
             return chosen
-        return _choose_below(repo, chosen, inner, variant)
+        return _choose_below(repo, chosen, inner, variant, modules)
     if directory.INDEX not in names:
         chosen = [name for name in names if name in TOKENIZER_FILES]
         if chosen:
@@ -81,38 +122,44 @@ def choose(
         files = [f"{repo}/{name}" for name in names if name.endswith(".safetensors")]
         hint = f"; to read one file, name it: {tensors.shown(files)}" if files else ""
         raise FileNotFoundError(f"{repo} has no {directory.INDEX}{hint}")
-    wanted = [directory.INDEX]
-    modules, plain = MODULES, PLAIN_DIRECTORIES
+    with_tensors, plain = MODULES, PLAIN_DIRECTORIES
     if any(name.startswith(IS_KARLO) for name in names):
-        modules, plain = karlo.MODULES, KARLO_DIRECTORIES
+        with_tensors, plain = karlo.MODULES, KARLO_DIRECTORIES
     there = {
         module: [n.split("/")[1] for n in names if re.fullmatch(rf"{module}/[^/]+", n)]
-        for module in (*modules, *plain)
+        for module in (*with_tensors, *plain)
     }
-    has_variant = any(variant in tensors.variants(there[m]) for m in modules)
-    if variant is not None and not has_variant:
+    has_variant = any(variant in tensors.variants(there[m]) for m in with_tensors)
+    if variant is not None and not has_variant and modules is None:
         raise ValueError(f"{repo} has no variant {variant!r}")
+    wanted = [directory.INDEX]
     for module, files in there.items():
-        if files and module in modules:
+        if files and modules is not None and module not in modules:
+            files = [CONFIG] if CONFIG in files else []
+        elif files and module in with_tensors:
             own = variant if variant in tensors.variants(files) else None
-            files = ["config.json", *weight_files(files, own, f"{repo}/{module}")]
+            files = [CONFIG, *weight_files(files, own, f"{repo}/{module}")]
         wanted += [f"{module}/{n}" for n in files if n.endswith(SUFFIXES)]
     return wanted
 
 
 def _choose_below(
-    repo: str, names: list[str], inner: str, variant: str | None
+    repo: str,
+    names: list[str],
+    inner: str,
+    variant: str | None,
+    modules: Collection[str] | None,
 ) -> list[str]:
     """Of the files of a directory in a repository: a model, a module or a tokenizer."""
     start = f"{inner}/"
     below = [name.removeprefix(start) for name in names]
     if directory.INDEX in below or any(name in TOKENIZER_FILES[:3] for name in below):
-        chosen = choose(f"{repo}/{inner}", below, "", variant)
+        chosen = choose(f"{repo}/{inner}", below, "", variant, modules)
     else:
         files = [name for name in below if "/" not in name]
         plain = [n for n in files if n.endswith((".json", ".txt"))]
         chosen = [name for name in plain if ".index." not in name]
-        if tensors.variants(files) or "config.json" in files:
+        if tensors.variants(files) or CONFIG in files:
             own = variant if variant in tensors.variants(files) else None
             chosen += weight_files(files, own, f"{repo}/{inner}")
     if not chosen:
@@ -132,13 +179,18 @@ def weight_files(names: Iterable[str], variant: str | None, where: str) -> list[
     return [main, *(name for name in names if re.fullmatch(pattern, name))]
 
 
-def check_complete(root: pathlib.Path, inner: str, variant: str | None) -> None:
+def check_complete(
+    root: pathlib.Path,
+    inner: str,
+    variant: str | None,
+    modules: Collection[str] | None = None,
+) -> None:
     """Raises unless a snapshot of a repository has all that is read of it."""
     if inner:
         if not (root / inner).exists():
             raise FileNotFoundError(f"{inner} is not there")
         if (root / inner / directory.INDEX).is_file():
-            check_complete(root / inner, "", variant)
+            check_complete(root / inner, "", variant, modules)
         return
     if not (root / directory.INDEX).is_file():
         if any((root / name).is_file() for name in ("vocab.json", "tokenizer.json")):
@@ -147,8 +199,14 @@ def check_complete(root: pathlib.Path, inner: str, variant: str | None) -> None:
     kinds = (*directory.PLAIN, *directory.XL, *karlo.PIPELINES)
     index = directory.read_index(root, kinds)
     is_karlo = index["_class_name"] in karlo.PIPELINES
-    parts = (karlo if is_karlo else directory).components(root, index)
-    known = karlo.MODULES if is_karlo else MODULES
+    if is_karlo:
+        parts, known = karlo.components(root, index, modules), karlo.MODULES
+        if modules is not None:
+            variant = karlo.variant_there(root, parts, variant)
+            if not (root / "text_encoder" / CONFIG).is_file():
+                raise FileNotFoundError(f"text_encoder/ lacks {CONFIG}")
+    else:
+        parts, known = directory.components(root, index), MODULES
     directory.open_tensors(root, [n for n in parts if n in known], variant)
     wanted = [(n, _plain_files(n)) for n in parts if n not in known]
     for name, files in wanted:

@@ -18,6 +18,7 @@ from diffusion_jax.weights import (
     image_config,
     prior_config,
     scheduler_config,
+    tensors,
     text_config,
     text_proj_config,
     unclip_unet_config,
@@ -31,6 +32,7 @@ OWN = {  # the parts of each, beside those of both
     VARIATION: ("image_encoder", "feature_extractor"),
 }
 PIPELINES = tuple(OWN)
+LENT = tuple(name for parts in OWN.values() for name in parts)  # to the other kind
 CLASSES = {  # of diffusers and transformers, by directory
     "prior": (prior_config.CLASS,),
     "image_encoder": (vision_config.CLASS,),
@@ -70,8 +72,9 @@ def read(
     """The model in a directory; tensors are not read yet.
 
     The directory is of text to image or of image variation; with an `image_directory`
-    of the other kind the model does both, and what both have is the first one's.
-    `variant` as of `directory.read`.
+    of the other kind the model does both; what both have is the first one's, and of the
+    other nothing but `LENT` and the text encoder's config need be there. `variant` as of
+    `directory.read`; the other may have none of that name.
     """
     places = _places(pathlib.Path(path), image_directory)
     made, problems = {}, []
@@ -114,13 +117,19 @@ def read(
 # ---- model_index.json ---------------------------------------------------------------
 
 
-def components(root: pathlib.Path, index: Mapping[str, Any]) -> dict[str, str]:
-    """Part -> its class, of those that are read; each must be there."""
+def components(
+    root: pathlib.Path,
+    index: Mapping[str, Any],
+    only: Collection[str] | None = None,
+) -> dict[str, str]:
+    """Part -> its class, of those that are read (of `only`); each must be there."""
     kind = index["_class_name"]
     wanted = (*OWN[kind], *SHARED)
     parts, problems = directory.listed(index, CLASSES)
     problems += [f"{name} is not given" for name in wanted if name not in parts]
     problems += [f"{name} is not of a {kind}" for name in parts if name not in wanted]
+    if only is not None:
+        parts = {name: kind for name, kind in parts.items() if name in only}
     directory.check_there(root, parts, problems)
     return parts
 
@@ -134,10 +143,9 @@ def _places(
     kinds = [index["_class_name"] for index in indices]
     if len(kinds) > len(set(kinds)):
         raise ValueError(f"{paths[0]} and {paths[1]} are both of a {kinds[0]}")
-    places: dict[str, pathlib.Path] = {}
-    for each, index in zip(paths, indices):
-        for name in components(each, index):
-            places.setdefault(name, each)
+    places = dict.fromkeys(components(paths[0], indices[0]), paths[0])
+    if other is not None:
+        places |= dict.fromkeys(components(paths[1], indices[1], LENT), paths[1])
     return places
 
 
@@ -166,7 +174,10 @@ def _read_preprocessing(
 
 
 def _check_same_clip(root: pathlib.Path, text: Mapping[str, Any]) -> None:
-    """Of the directory whose text encoder is not taken: its images are of that CLIP."""
+    """As far as configs tell: of the directory whose text encoder is not taken.
+
+    Its tensors need not be there, so another CLIP of the same size is not noticed.
+    """
     problems: list[str] = []
     other = _read_module(root, "text_encoder", problems)
     if problems or other != text:
@@ -236,7 +247,8 @@ def _open_tensors(
         roots.setdefault(places[name], []).append(name)
     found: dict[str, Mapping[str, Any]] = {}
     for root, inside in roots.items():
-        found |= directory.open_tensors(root, inside, variant)
+        own = variant if "decoder" in inside else variant_there(root, inside, variant)
+        found |= directory.open_tensors(root, inside, own)
     if "prior" in found:
         scale, found["prior"] = _split(found["prior"], EMBEDDING_SCALE)
         if missing := [name for name in EMBEDDING_SCALE if name not in scale]:
@@ -245,9 +257,17 @@ def _open_tensors(
     return found
 
 
+def variant_there(
+    root: pathlib.Path, names: Iterable[str], variant: str | None
+) -> str | None:
+    """The variant, if any of these modules has one."""
+    there = [path.name for n in names for path in (root / n).iterdir()]
+    return variant if variant in tensors.variants(there) else None
+
+
 def _split(
-    tensors: Mapping[str, Any], names: Collection[str]
+    stored: Mapping[str, Any], names: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Those of these names, and the others."""
-    inside = {name: tensors[name] for name in tensors if name in names}
-    return inside, {name: tensors[name] for name in tensors if name not in names}
+    inside = {name: stored[name] for name in stored if name in names}
+    return inside, {name: stored[name] for name in stored if name not in names}
