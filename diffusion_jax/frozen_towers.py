@@ -156,11 +156,11 @@ def prepare(
 
 def _encode(
     config: ConfigDict, tokenizer: captions.AnyTokenizer, frozen: Params
-) -> Callable[[Batch], Batch]:
+) -> Callable[[Arrays], Batch]:
     """A compiled function: images and tokens -> what the towers make of them."""
     compiled = jax.jit(KINDS[config.task.name].encode(config, tokenizer))
 
-    def encode(batch: Batch) -> Batch:
+    def encode(batch: Arrays) -> Batch:
         wanted = {name: batch[name] for name in ("image", "tokens")}
         return compiled(frozen, wanted)
 

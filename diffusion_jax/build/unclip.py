@@ -17,13 +17,19 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffusion_jax.build import networks, pipelines, upsampler
-from diffusion_jax.build.choices import ConfigError, check_options, construct
+from diffusion_jax.build.choices import (
+    ConfigError,
+    check_options,
+    choose,
+    construct,
+)
 from diffusion_jax.build.mathematics import objective
 from diffusion_jax.data import captions
 from diffusion_jax.models import embedding_codes
 from diffusion_jax.models.autoregressive_prior import AutoregressiveTransformer
 from diffusion_jax.models.clip import CLIPVision, ProjectedVision
 from diffusion_jax.models.clip_towers import ClipTowers
+from diffusion_jax.models.embedding_scale import EMBEDDING_SCALES
 from diffusion_jax.models.prior import PriorTransformer
 from diffusion_jax.models.text import ProjectedText
 from diffusion_jax.models.unclip import TextImageProjection, TextTransformer
@@ -212,6 +218,7 @@ def check(config: ConfigDict) -> None:
     if config.task.name == DIFFUSION:
         check_options("prior", PriorTransformer, config.prior)
         pipelines.stage(config, PriorTransformer())
+        choose("embedding_scale", EMBEDDING_SCALES, config.embedding_scale)
         loss = config.get("loss", {"name": "diffusion"})["name"]
         if loss != "diffusion":
             raise ConfigError(
