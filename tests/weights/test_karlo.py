@@ -1,6 +1,7 @@
 """Karlo's directories: one or two of them, strictly, or an error of one line."""
 
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -61,14 +62,23 @@ NUM_PARAMETERS = {
 }
 
 
-@pytest.fixture
-def text(tmp_path):
-    return tiny_karlo.write(tmp_path / "text")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Both directories, which no test changes."""
+    root = tmp_path_factory.mktemp("karlo")
+    tiny_karlo.write(root / "text")
+    tiny_karlo.write(root / "variation", kind=karlo.VARIATION, seed=1)
+    return root
 
 
 @pytest.fixture
-def variation(tmp_path):
-    return tiny_karlo.write(tmp_path / "variation", kind=karlo.VARIATION, seed=1)
+def text(written, tmp_path):
+    return shutil.copytree(written / "text", tmp_path / "text")
+
+
+@pytest.fixture
+def variation(written, tmp_path):
+    return shutil.copytree(written / "variation", tmp_path / "variation")
 
 
 def message(*paths, **options):
