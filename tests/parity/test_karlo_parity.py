@@ -1,11 +1,21 @@
 """Whole images of Karlo: from the same noise at every step, ours and diffusers'.
 
+    pytest -s -m slow tests/parity/test_karlo_parity.py     also the published steps
+
 The same tiny random models, written by diffusers and read from its directories. Both
 sides draw from one tape for each shape: the noise at the start, then that of each step.
+
+One number of diffusers' float32 tables is not what its formula says. The last step, from
+t = 0, is to land on x0 itself, and multiplies it by betas[0] / (1 - alphas_cumprod[0]):
+1 exactly, but 0.99947 there. Guidance of random networks makes much of that. So there
+are two comparisons: with that number of diffusers mended, and with diffusers as it is
+and our stages each ending on that multiple.
 """
 
 import collections
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +41,24 @@ from tests.parity import unclip_dirs
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
 )
-PROMPT, OTHER = "a red circle above a blue square", "cat dog"
-ONE_LEVEL = 1 / 255 * 2  # of images in [-1, 1]
+PROMPT = "a red circle above a blue square"
 KEYS = jax.random.split(jax.random.key(0), 4)
 DRAWS = np.random.default_rng(0).standard_normal(2**18, np.float32)
+BETA = diffusers.UnCLIPScheduler().betas[0].clone()
+MENDED_BETA = 1 - diffusers.UnCLIPScheduler().alphas_cumprod[0]
+LAST_STEPS = {"mended": (MENDED_BETA, 1.0), "as is": (BETA, float(BETA / MENDED_BETA))}
+both_last_steps = pytest.mark.parametrize("last", LAST_STEPS)
+
+
+class Steps(NamedTuple):
+    """Of each stage."""
+
+    prior: int
+    decoder: int
+    super_res: int
+
+
+FEW, PUBLISHED = Steps(5, 5, 3), Steps(25, 25, 7)
 
 
 class Tape:
@@ -89,8 +113,6 @@ def written(tmp_path_factory):
     """The directories of both repositories, and diffusers' pipelines."""
     root = tmp_path_factory.mktemp("karlo")
     text = unclip_dirs.write(root / "text")
-    for name in unclip_dirs.SCHEDULERS:
-        in_double_precision(text.components[name])
     variation = unclip_dirs.write_variation(root / "variation", text)
     return root, text, variation
 
@@ -99,85 +121,164 @@ def written(tmp_path_factory):
 def model(written):
     """Both in one."""
     root = written[0]
-    return published_unclip.load(root / "text", image_name=root / "variation")
+    choices = choose(FEW)
+    return published_unclip.load(root / "text", choices, image_name=root / "variation")
 
 
 @pytest.fixture(scope="module")
-def run(model):
-    return jax.jit(model.pipeline)
+def run(written, model):
+    """Text to image with so many steps, jitted once for each."""
+
+    @functools.cache
+    def jitted(steps):
+        found = published_unclip.find(written[0] / "text")
+        pipeline = published_unclip.plan(found, choose(steps))
+
+        def images(params, tokens, null_tokens, share, **scales):
+            whole = ending_on(pipeline, share)
+            return whole(params, KEYS, tokens, null_tokens, **scales)
+
+        return jax.jit(images)
+
+    return jitted
+
+
+def choose(steps):
+    """As published, with so many steps."""
+    choices = published_unclip.Choices()
+    stages = {
+        name: getattr(choices, name)._replace(steps=number)
+        for name, number in steps._asdict().items()
+    }
+    return choices._replace(**stages)
+
+
+def ending_on(pipeline, share):
+    """The pipeline whose stages end on this share of their last x0."""
+
+    def ending(stage):
+        def sampler(*args):
+            x, trace = stage.sampler(*args)
+            return share * x, trace
+
+        return dataclasses.replace(stage, sampler=sampler)
+
+    upsampler, prior = pipeline.upsamplers[0], pipeline.prior
+    upsampler = dataclasses.replace(upsampler, last=ending(upsampler.last))
+    if prior is not None:
+        prior = dataclasses.replace(prior, stage=ending(prior.stage))
+    decoder = ending(pipeline.decoder)
+    return dataclasses.replace(
+        pipeline, prior=prior, decoder=decoder, upsamplers=(upsampler,)
+    )
+
+
+def draw_with(theirs, beta, *args, **options):
+    """Diffusers' images, its schedulers having this betas[0]."""
+    for name, component in theirs.components.items():
+        if name.endswith("_scheduler"):
+            component.betas[0] = beta
+    TAPE.rewind()
+    return theirs(*args, num_images_per_prompt=2, output_type="np", **options).images
 
 
 def nchw(x):
     return torch.tensor(np.asarray(x, np.float32).transpose(0, 3, 1, 2))
 
 
-def in_double_precision(scheduler):
-    """In float32, 1 - alphas_cumprod[0] = 4e-5 is off by 5e-4, and so is its sample."""
-    scheduler.betas = scheduler.betas.double()
-    scheduler.alphas = 1 - scheduler.betas
-    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
+def levels(ours, theirs):
+    """The largest difference, of 255."""
+    return np.abs(np.asarray(ours) - (2 * theirs - 1)).max() * 255 / 2
 
 
-def check(ours, theirs):
-    ours, theirs = np.asarray(ours), 2 * np.asarray(theirs) - 1
+def check(name, ours, theirs):
+    ours = np.asarray(ours)
     assert ours.shape == theirs.shape
     assert ours.std() > 0.05  # not all of one colour
     assert all(np.abs(one - ours[0]).max() > 0.2 for one in ours[1:])
-    difference = np.abs(ours - theirs).max()
-    print(f"{difference * 255 / 2:.4f} of 255")
-    assert difference <= ONE_LEVEL
+    print(f"{name}: {levels(ours, theirs):.4f} of 255")
+    assert levels(ours, theirs) <= 1
 
 
-@pytest.mark.parametrize(
-    ("prior_scale", "decoder_scale"), [(4.0, 8.0), (1.0, 1.0), (1.0, 3.0), (6.0, 1.0)]
-)
-def test_text_to_image(prior_scale, decoder_scale, written, model, run):
+def check_text_to_image(steps, scales, last, theirs, model, run):
     """Two images of a caption, two of one that is all padding."""
-    TAPE.rewind()
-    theirs = written[1](
+    (beta, share), (prior_scale, decoder_scale) = LAST_STEPS[last], scales
+    options = {f"{name}_num_inference_steps": n for name, n in steps._asdict().items()}
+    images = draw_with(
+        theirs,
+        beta,
         [PROMPT, ""],
-        num_images_per_prompt=2,
         prior_guidance_scale=prior_scale,
         decoder_guidance_scale=decoder_scale,
-        output_type="np",
-    ).images
-    TAPE.rewind()
-    tokens = model.read([PROMPT, PROMPT, "", ""])
-    ours = run(
-        model.params,
-        KEYS,
-        jnp.asarray(tokens),
-        jnp.asarray(model.read([""])),
-        prior_scale=prior_scale,
-        decoder_scale=decoder_scale,
+        **options,
     )
-    check(ours, theirs)
+    tokens, null = (model.read(texts) for texts in ([PROMPT, PROMPT, "", ""], [""]))
+
+    def ours(share):
+        TAPE.rewind()
+        return run(steps)(
+            model.params,
+            jnp.asarray(tokens),
+            jnp.asarray(null),
+            share,
+            prior_scale=prior_scale,
+            decoder_scale=decoder_scale,
+        )
+
+    name = f"{steps}, guidance {scales}, diffusers {last}"
+    if share != 1:
+        print(f"{name}, ours as it is: {levels(ours(1.0), images):.4f} of 255")
+    check(name, ours(share), images)
 
 
-def test_image_variation(written, model):
+@both_last_steps
+def test_text_to_image(last, written, model, run):
+    check_text_to_image(FEW, (4.0, 8.0), last, written[1], model, run)
+
+
+@pytest.mark.slow
+@both_last_steps
+@pytest.mark.parametrize("scales", [(4.0, 8.0), (1.0, 1.0), (1.0, 3.0), (6.0, 1.0)])
+def test_text_to_image_in_the_published_steps(last, scales, written, model, run):
+    check_text_to_image(PUBLISHED, scales, last, written[1], model, run)
+
+
+# ---- image variation ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vary(model):
     """Images of an embedding, of the published preprocessing and an empty caption."""
-    rng = np.random.default_rng(1)
-    side = unclip_dirs.PATCHES
-    pixels = rng.integers(0, 256, (2, side, side, 3), dtype=np.uint8)
-    TAPE.rewind()
-    theirs = written[2](
-        [Image.fromarray(image) for image in pixels],
-        num_images_per_prompt=2,
-        decoder_guidance_scale=3.0,
-        output_type="np",
-    ).images
 
-    @jax.jit
-    def vary(params, images, null_tokens):
-        pipeline = model.pipeline
+    def images(params, images, null_tokens, share):
+        pipeline = ending_on(model.pipeline, share)
         null = pipeline.encode_text(params, null_tokens)
         embed = jnp.repeat(pipeline.encode_image(params, images), 2, axis=0)
         small = manipulations.fresh_variations(pipeline, params, KEYS, embed, null, 3.0)
         return pipeline.upsample(params, KEYS, small)
 
-    TAPE.rewind()
+    return jax.jit(images)
+
+
+@both_last_steps
+def test_image_variation(last, written, model, vary):
+    rng = np.random.default_rng(1)
+    side = unclip_dirs.PATCHES
+    pixels = rng.integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    beta, share = LAST_STEPS[last]
+    theirs = draw_with(
+        written[2],
+        beta,
+        [Image.fromarray(image) for image in pixels],
+        decoder_guidance_scale=3.0,
+        decoder_num_inference_steps=FEW.decoder,
+        super_res_num_inference_steps=FEW.super_res,
+    )
     images = jnp.asarray(pixels / 127.5 - 1, jnp.float32)
-    check(vary(model.params, images, jnp.asarray(model.read([""]))), theirs)
+    null = jnp.asarray(model.read([""]))
+    TAPE.rewind()
+    ours = vary(model.params, images, null, share)
+    check(f"variation, diffusers {last}", ours, theirs)
 
 
 def test_an_image_of_another_size_is_prepared_as_published(written, model):
