@@ -37,13 +37,14 @@ def codes(plan: Plan, params: Params) -> Code | None:
     shares = np.array([image.share for image in plan.images], np.float32)
     if plan.mode == "interpolate":
         return between(one, other_end(plan, params, one), shares)
+    embed = jnp.asarray(one.embed)
     if plan.mode == "text_diff":
         goal = text_direction(plan, params)
-        embed = manipulations.toward(one.embed, goal, jnp.asarray(shares))[0]
+        embed = jax.jit(manipulations.toward)(embed, goal, jnp.asarray(shares))[0]
     else:
         counts = tuple(int(image.share) for image in plan.images)
         found = components_of(plan, params)
-        embed = manipulations.projected(one.embed, *found, counts)[0]
+        embed = manipulations.projected(embed, *map(jnp.asarray, found), counts)[0]
         if plan.model.pipeline.clip.unit_norm:  # what the decoder knows
             embed = clip.to_unit_norm(embed)
     return Code(np.asarray(embed), np.repeat(one.x, num, 0))
@@ -114,7 +115,7 @@ def text_direction(plan: Plan, params: Params) -> Float[Array, "1 P"]:
     after = encode(params, plan.model.read([plan.images[0].prompt]))
     before = plan.edit.before
     before = None if before is None else encode(params, plan.model.read([before]))
-    return manipulations.direction(before, after, 1)
+    return jax.jit(manipulations.direction, static_argnums=2)(before, after, 1)
 
 
 def components_of(plan: Plan, params: Params) -> Components:
