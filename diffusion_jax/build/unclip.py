@@ -22,6 +22,7 @@ from diffusion_jax.build.choices import (
     check_options,
     choose,
     construct,
+    nearest,
 )
 from diffusion_jax.build.mathematics import objective
 from diffusion_jax.data import captions
@@ -43,6 +44,8 @@ from diffusion_jax.types import Params, Task
 DIFFUSION, AUTOREGRESSIVE = "diffusion_prior", "autoregressive_prior"
 DECODER = "decoder"
 TASKS = (DIFFUSION, AUTOREGRESSIVE, DECODER)
+RATES_OF_PRIORS = ("caption_dropout",)
+RATES = {DECODER: ("image_dropout", "text_dropout")}
 SCALES = ("embedding", "codes")
 OF_PRIOR = ("candidates", "temperature", "top", "guidance")  # options of sampling
 
@@ -84,6 +87,18 @@ def own_text(
         context_length=tokenizer.context_length,
     )
     return construct("text", make, config.text)
+
+
+def dropout(config: ConfigDict) -> dict[str, float]:
+    """How often captions and images are dropped: all the options that the tasks have."""
+    options = {name: value for name, value in config.task.items() if name != "name"}
+    allowed = RATES.get(config.task.name, RATES_OF_PRIORS)
+    for name, rate in options.items():
+        if name not in allowed:
+            raise ConfigError(f"task has no option {name!r}: {nearest(name, allowed)}")
+        if not 0 <= rate <= 1:
+            raise ConfigError(f"task.{name} is {rate}; it must lie in [0, 1]")
+    return options
 
 
 # ---- priors --------------------------------------------------------------------------
@@ -129,16 +144,6 @@ def prior_of(
     )
 
 
-def _prior_options(config: ConfigDict) -> dict[str, Any]:
-    options = {name: value for name, value in config.task.items() if name != "name"}
-    check_options("task", _prior_option_names, options)
-    return options
-
-
-def _prior_option_names(*, caption_dropout: float = 0.1) -> None:
-    """What the tasks of both priors take."""
-
-
 def diffusion_prior_task(config, tokenizer, frozen, initial) -> Task:
     parts = prior_tasks.Networks(
         prior_network(config, tokenizer), own_text(config, tokenizer)
@@ -149,7 +154,7 @@ def diffusion_prior_task(config, tokenizer, frozen, initial) -> Task:
         objective(config),
         frozen,
         jnp.asarray(tokenizer([""])),
-        **_prior_options(config),
+        **dropout(config),
     )
 
 
@@ -162,7 +167,7 @@ def autoregressive_prior_task(config, tokenizer, frozen, initial) -> Task:
         clip_towers(config, tokenizer),
         frozen,
         jnp.asarray(tokenizer([""])),
-        **_prior_options(config),
+        **dropout(config),
     )
 
 
@@ -189,8 +194,7 @@ def decoder_task(config, tokenizer, frozen, initial) -> Task:
         jnp.asarray(tokenizer([""])),
         size=config.decoder_size,
     )
-    options = {name: value for name, value in config.task.items() if name != "name"}
-    return construct("task", make, options)
+    return make(**dropout(config))
 
 
 def check_lengths(config: ConfigDict, length: int) -> None:
@@ -234,8 +238,7 @@ def check(config: ConfigDict) -> None:
                 "unet.vector is 'none'; a decoder hears the image: one of"
                 " ['identity', 'add_embedding', 'class_embedding']"
             )
-    if config.task.name != DECODER:
-        _prior_options(config)
+    dropout(config)
     if "text" in config:
         check_options("text", TextTransformer, config.text)
 
