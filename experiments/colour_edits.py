@@ -41,12 +41,14 @@ def recoloured(caption: str, colour: str) -> str:
     return " ".join(words)
 
 
-def edits(examples: Scenes, *, may_be_held_out: bool = False) -> Edits:
-    """The single objects of some scenes, with other colours in turn.
+def edits(
+    examples: Scenes, most: int | None = None, *, may_be_held_out: bool = False
+) -> Edits:
+    """The single objects of some scenes, at `most` so many, with other colours in turn.
 
     Colours that training never shows with the shape are left out, unless asked for.
     """
-    chosen = scenes_stack.single_objects(examples)
+    chosen = scenes_stack.single_objects(examples).take(slice(0, most))
     after = []
     for i, caption in enumerate(chosen.captions):
         (thing,) = scene_captions.parse(caption).things

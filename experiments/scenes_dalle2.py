@@ -98,7 +98,7 @@ def measure(out: pathlib.Path, num: int) -> dict:
 def define_flags() -> None:
     flags.DEFINE_string("out", "runs/scenes", "Where everything is kept.")
     flags.DEFINE_string("variant", "", "'runlocal': some minutes, to see it work.")
-    flags.DEFINE_integer("num", 128, "Captions of each split that are drawn.")
+    flags.DEFINE_integer("num", 96, "Captions of each split that are drawn.")
 
 
 def main(_: list[str]) -> None:

@@ -33,19 +33,22 @@ Numbers = dict[str, float]
 
 
 def text_to_image(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
-    """One draw of each caption, and the best of some by CLIP, verified at full size."""
+    """One draw of each caption, verified at full size; by upsamplers, and bicubic."""
     result, shown = {}, []
+    size = subject.pipeline.upsamplers[-1].size
     for name, split in SPLITS.items():
         captions = subject.scenes(split, num).captions
-        first, chosen = draws(subject, captions)
-        found = scenes_stack.accuracy_of(first, captions)
+        small = subject.draw(captions)
+        images = subject.enlarge(small)
+        found = scenes_stack.accuracy_of(images, captions)
         result[f"accuracy_{name}"] = found.fraction
         result[f"accuracy_{name}_low"] = found.low
         result[f"accuracy_{name}_high"] = found.high
-        of_best = scenes_stack.accuracy_of(chosen, captions)
-        result[f"accuracy_{name}_best_of_{NUM_CANDIDATES}"] = of_best.fraction
+        bicubic = np.asarray(upsampling_scores.bicubic(small, size))
+        by_bicubic = scenes_stack.accuracy_of(bicubic, captions)
+        result[f"accuracy_{name}_by_bicubic"] = by_bicubic.fraction
         part = slice(0, NUM_SHOWN)
-        shown.append((first[part], captions[part], found.verdicts[part]))
+        shown.append((images[part], captions[part], found.verdicts[part]))
     images, captions, verdicts = map(np.concatenate, zip(*shown, strict=True))
     captions = captions.tolist()
     picture = grids.captioned_grid(images, captions, columns=6, correct=verdicts)
@@ -54,21 +57,27 @@ def text_to_image(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
     return result
 
 
+def best_of_some(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
+    """What CLIP's choice among some draws adds to the first, at the size that it sees."""
+    captions = subject.scenes(SPLITS["held_out"], few(num)).captions
+    first, best = draws(subject, captions)
+    return {
+        f"accuracy_held_out_{name}_of_{NUM_CANDIDATES}": scenes_stack.accuracy_of(
+            images, captions
+        ).fraction
+        for name, images in (("first", first), ("best", best))
+    }
+
+
 def draws(
     subject: Subject, captions: list[str], num: int = NUM_CANDIDATES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first of some draws of each caption, and the best by CLIP; at full size.
-
-    They are ranked at the size that CLIP sees, so that only the best are enlarged.
-    """
+    """The first of some draws of each caption, and the best by CLIP."""
     repeated = [caption for caption in captions for _ in range(num)]
-    num_before = subject.num_before_clip
-    small = subject.enlarge(subject.draw(repeated), last=num_before)
-    embeds = subject.embed_images(small), subject.embed_texts(captions)
-    ranked = jax.jit(best_of.ranked)(small, *embeds)
-    drawn = small[::num], np.asarray(ranked.images[:, 0])
-    first, best = (subject.enlarge(images, first=num_before) for images in drawn)
-    return first, best
+    images = subject.enlarge(subject.draw(repeated), last=subject.num_before_clip)
+    embeds = subject.embed_images(images), subject.embed_texts(captions)
+    ranked = jax.jit(best_of.ranked)(images, *embeds)
+    return images[::num], np.asarray(ranked.images[:, 0])
 
 
 def cosines(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
@@ -102,7 +111,7 @@ def mean_embedding(subject: Subject) -> np.ndarray:
 
 def variations(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
     """Whether images of z_i alone, x_T drawn anew (eta = 1), show the same caption."""
-    scenes = subject.scenes("validation", num // 2)
+    scenes = subject.scenes("validation", few(num))
     code = subject.encode(scenes.images)
     guidance = subject.pipeline.decoder.guidance
     made = {
@@ -110,7 +119,8 @@ def variations(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
         "variation": subject.redraw(code, scale=guidance, eta=1.0),
     }
     large = {name: subject.enlarge(images) for name, images in made.items()}
-    originals = subject.scenes("validation", num // 2, _last(subject)).images
+    last = subject.pipeline.upsamplers[-1].name
+    originals = subject.scenes("validation", few(num), last).images
     small = upsampling_scores.bicubic(scenes.images, subject.pipeline.size)
     result = {
         "reconstruction_psnr_small": float(
@@ -130,13 +140,14 @@ def variations(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
 
 
 def text_diffs(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
-    """Colours changed by captions: theta chosen on a half of the validation images."""
+    """Colours changed by captions: theta chosen on some images, reported on others."""
     validation = subject.scenes("validation", 2 * num)
-    halves = validation.take(slice(0, num // 2)), validation.take(slice(num, None))
-    for_choice, reported = map(colour_edits.edits, halves)
+    halves = validation.take(slice(0, num)), validation.take(slice(num, None))
+    for_choice, reported = (colour_edits.edits(half, few(num)) for half in halves)
     shares = colour_edits.sweep(subject, for_choice, scales=SCALES)
     theta, scale = colour_edits.best(shares)
-    test = colour_edits.edits(subject.scenes("test", num), may_be_held_out=True)
+    test = subject.scenes("test", num)
+    test = colour_edits.edits(test, few(num), may_be_held_out=True)
     result = {THETA: theta, SCALE: scale}
     result["text_diff_chosen_on"] = shares[theta, scale]
     for name, edits in (("held_in", reported), ("held_out", test)):
@@ -152,15 +163,16 @@ def upsampling(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
     """The upsamplers beside bicubic interpolation.
 
     That they are better rests on "clean" images, of bicubic downsampling alone, and on
-    "drawn" ones, the decoder's own, which are what they are for. Those "degraded" as in
+    the decoder's own, which `text_to_image` enlarges both ways. Those "degraded" as in
     training say that they learnt it: no interpolation takes noise or JPEG away.
     """
     stages = subject.pipeline.upsamplers
     parts = {stage.name: (i, i + 1) for i, stage in enumerate(stages)}
-    parts["cascade"] = 0, len(stages)
+    if len(stages) > 1:
+        parts["cascade"] = 0, len(stages)
     result = {}
     for name, (first, last) in parts.items():
-        scenes = subject.scenes("validation", num // 2, stages[last - 1].name)
+        scenes = subject.scenes("validation", few(num), stages[last - 1].name)
         config = subject.stack.configs[stages[first].name].upsampler
         options = {"clean": {"name": "none"}, "degraded": config.degradation}
         for kind, how in options.items():
@@ -168,7 +180,7 @@ def upsampling(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
             enlarged = subject.enlarge(low_res, first=first, last=last)
             score = compare(scenes, low_res, enlarged)
             result |= {f"{name}_{kind}_{key}": value for key, value in score.items()}
-    return result | of_drawn(subject, num // 2)
+    return result
 
 
 def compare(scenes: Scenes, low_res: np.ndarray, enlarged: np.ndarray) -> Numbers:
@@ -180,21 +192,6 @@ def compare(scenes: Scenes, low_res: np.ndarray, enlarged: np.ndarray) -> Number
         result[f"{kind}_psnr"] = score.psnr
         result[f"{kind}_accuracy"] = score.accuracy.fraction
     return result
-
-
-def of_drawn(subject: Subject, num: int) -> Numbers:
-    """Which of the decoder's own images, enlarged, show their captions."""
-    captions = subject.scenes("validation", num).captions
-    small = subject.draw(captions)
-    size = subject.pipeline.upsamplers[-1].size
-    by = {"upsampled": subject.enlarge(small)}
-    by["bicubic"] = np.asarray(upsampling_scores.bicubic(small, size))
-    return {
-        f"cascade_drawn_{kind}_accuracy": scenes_stack.accuracy_of(
-            images, captions
-        ).fraction
-        for kind, images in by.items()
-    }
 
 
 def degraded(
@@ -210,12 +207,14 @@ def degraded(
     return np.clip([degrade(image, times, rng) for image in images], -1, 1)
 
 
-def _last(subject: Subject) -> str:
-    return subject.pipeline.upsamplers[-1].name
+def few(num: int) -> int:
+    """So many examples where every one is drawn often."""
+    return max(num // 3, 1)
 
 
 GROUPS: dict[str, Callable[[Subject, pathlib.Path, int], Numbers]] = {
     "text_to_image": text_to_image,
+    "best_of_some": best_of_some,
     "cosines": cosines,
     "variations": variations,
     "text_diffs": text_diffs,

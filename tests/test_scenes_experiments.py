@@ -5,15 +5,19 @@ import types
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
+from ml_collections import ConfigDict
+from PIL import Image
 
 from diffusion_jax import build, unclip_runs
 from diffusion_jax.data import scene_captions, scenes
-from diffusion_jax.evaluation import upsampling
+from diffusion_jax.evaluation import figures, upsampling
 from diffusion_jax.pipelines import manipulations
 from experiments import (
     colour_edits,
     fig_unclip_guidance,
     fig_unclip_pca,
+    fig_unclip_text_diff,
     scenes_dalle2,
     scenes_measures,
     scenes_stack,
@@ -58,6 +62,8 @@ def test_edits_are_to_other_colours_that_training_shows_with_the_shape():
         for allowed in (False, True)
     )
     captions = colour_edits.edits(examples).scenes.captions
+    few = colour_edits.edits(examples, 5)
+    assert (few.scenes.captions, few.after) == (captions[:5], known[:5])
     assert len(captions) == len(known) > 50
     colours = [list(map(colour_edits.colour_of, c)) for c in (captions, known)]
     assert all(a != b for a, b in zip(*colours, strict=True))
@@ -106,46 +112,56 @@ def test_the_best_setting_succeeds_most_and_changes_least():
 # ---- measures, with stand-ins for networks -------------------------------------------
 
 
-def config_of(low_size, **degradation):
+BLUR = dict(name="blur", probability=0.5, size=3, sigma=0.6)
+
+
+@pytest.mark.parametrize("options", [BLUR, {"name": "bsr"}])
+def test_every_image_is_degraded_and_clean_ones_are_not(options):
+    _, examples = random_scenes(8)
+    low, again, clean = (
+        scenes_measures.degraded(examples.images, 16, chosen)
+        for chosen in (options, options, {"name": "none"})
+    )
+    np.testing.assert_array_equal(low, again)
+    assert np.all(np.abs(low - clean).max(axis=(1, 2, 3)) > 0.02)
+    bicubic = np.asarray(upsampling.bicubic(examples.images, 16))
+    assert np.abs(clean - bicubic).mean() < 0.01
+
+
+def an_upsampler(low_size, **degradation):
     upsampler = types.SimpleNamespace(low_size=low_size, degradation=degradation)
     return types.SimpleNamespace(upsampler=upsampler)
 
 
-def stand_in(**fields):
-    stages = [types.SimpleNamespace(name="one"), types.SimpleNamespace(name="two")]
-    configs = {"one": config_of(16, name="blur", probability=0.5, size=3, sigma=0.6)}
-    configs["two"] = config_of(32, name="bsr")
-    return types.SimpleNamespace(
-        pipeline=types.SimpleNamespace(upsamplers=stages),
-        stack=types.SimpleNamespace(configs=configs),
-        **fields,
-    )
-
-
-@pytest.mark.parametrize(("stage", "low_size"), [("one", 16), ("two", 32)])
-def test_every_image_is_degraded_as_in_training(stage, low_size):
-    _, examples = random_scenes(8, image_size=2 * low_size)
-    low = scenes_measures.degraded(stand_in(), stage, examples.images, low_size)
-    again = scenes_measures.degraded(stand_in(), stage, examples.images, low_size)
-    clean = np.asarray(upsampling.bicubic(examples.images, low_size))
-    assert low.shape == clean.shape
-    np.testing.assert_array_equal(low, again)
-    assert np.all(np.abs(low - clean).max(axis=(1, 2, 3)) > 0.02)
-
-
-def test_an_upsampler_that_knows_the_original_beats_bicubic():
-    _, examples = random_scenes(8, image_size=64)
+def test_upsamplers_are_compared_on_clean_and_on_degraded_images():
+    """These know the originals."""
+    sizes = {"one": 32, "two": 64}
+    examples = {name: random_scenes(4, size)[1] for name, size in sizes.items()}
     seen = []
 
     def enlarge(low_res, *, first, last):
         seen.append((low_res.shape[1], first, last))
-        return examples.images
+        return examples[("one", "two")[last - 1]].images
 
-    subject = stand_in(scenes=lambda *_: examples, enlarge=enlarge)
-    found = scenes_measures.compare(subject, "one", 0, 2, 8)
-    assert seen == [(16, 0, 2)]
-    assert found["upsampled_psnr"] > found["bicubic_psnr"] + 10
-    assert found["upsampled_accuracy"] == 1 > found["bicubic_accuracy"]
+    stages = [types.SimpleNamespace(name=k, size=v) for k, v in sizes.items()]
+    configs = {"one": an_upsampler(16, **BLUR), "two": an_upsampler(32, name="bsr")}
+    subject = types.SimpleNamespace(
+        pipeline=types.SimpleNamespace(upsamplers=stages),
+        stack=types.SimpleNamespace(configs=configs),
+        scenes=lambda split, num, stage: examples[stage],
+        enlarge=enlarge,
+    )
+    found = scenes_measures.upsampling(subject, None, 16)
+    assert seen == [(16, 0, 1)] * 2 + [(32, 1, 2)] * 2 + [(16, 0, 2)] * 2
+    for name in ("one", "two", "cascade"):
+        for kind in ("clean", "degraded"):
+            ours, theirs = (f"{name}_{kind}_{by}" for by in ("upsampled", "bicubic"))
+            assert found[f"{ours}_psnr"] > found[f"{theirs}_psnr"] + 10
+            assert found[f"{ours}_accuracy"] == 1 >= found[f"{theirs}_accuracy"]
+        clean, degraded = (
+            found[f"{name}_{kind}_bicubic_psnr"] for kind in ("clean", "degraded")
+        )
+        assert degraded < clean
 
 
 def test_the_first_draw_and_the_best_by_clip_are_told_apart():
@@ -155,17 +171,25 @@ def test_the_first_draw_and_the_best_by_clip_are_told_apart():
         angle = images[:, 0, 0, 0]
         return np.stack([np.sin(angle), np.cos(angle)], axis=1)
 
+    enlarged = []
+
+    def enlarge(images, *, last):
+        enlarged.append((len(images), last))
+        return images
+
     subject = types.SimpleNamespace(
         draw=lambda captions: np.broadcast_to(
             values[:, None, None, None], (len(captions), 2, 2, 3)
         ),
-        enlarge=lambda images, **_: images,
+        enlarge=enlarge,
+        num_before_clip=2,
         embed_images=embed_images,
         embed_texts=lambda captions: np.float32([[1, 0]] * len(captions)),
     )
     first, best = scenes_measures.draws(subject, ["a", "b"], num=3)
     np.testing.assert_allclose(first[:, 0, 0, 0], [0.1, 0.9])
     np.testing.assert_allclose(best[:, 0, 0, 0], [0.4, 0.9])
+    assert enlarged == [(6, 2)]
 
 
 def test_diversity_is_of_draws_of_one_caption():
@@ -194,25 +218,81 @@ def test_a_stack_without_a_prior_is_an_error_in_one_line(monkeypatch, tmp_path):
 # ---- what is kept and drawn ----------------------------------------------------------
 
 
-def test_seconds_of_a_run_that_goes_on_add_up_and_keep_the_figures(tmp_path):
+def trained_by(times, steps, monkeypatch):
+    """Trainings that take these seconds and leave these checkpoints, by stage."""
+    clock = [0.0]
+
+    def train_one(config, workdir):
+        clock[0] += times[workdir.name]
+        step = steps[workdir.name]
+        (workdir / "checkpoints" / str(abs(step))).mkdir(parents=True, exist_ok=True)
+        if step < 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(scenes_dalle2.train, "train", train_one)
+    monkeypatch.setattr(scenes_dalle2.time, "monotonic", lambda: clock[0])
+
+
+def test_seconds_are_of_the_runs_that_are_there(tmp_path, monkeypatch):
     scenes_dalle2.write(tmp_path, {"accuracy_held_in": 0.5})
-    seconds = {"clip": 2.0, "total": 2.0}
-    scenes_dalle2.add_seconds(tmp_path, seconds, "clip", start=-1e9)
+    names = list(scenes_dalle2.CONFIGS)
+    took, at = dict.fromkeys(names, 10.0), dict.fromkeys(names, 100)
+    trained_by(took, at | {"decoder": -50}, monkeypatch)
+
+    def again():
+        seconds = scenes_dalle2.read(tmp_path).get("seconds", {})
+        scenes_dalle2.train_all(tmp_path, "", seconds)
+
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    trained_by(took, at, monkeypatch)
+    again()  # the decoder goes on, and only that adds to what there is
+    expected = took | {"decoder": 20.0, "total": 70.0}
     kept = scenes_dalle2.read(tmp_path)
-    assert kept["accuracy_held_in"] == 0.5
-    assert kept["seconds"]["clip"] == kept["seconds"]["total"] > 1e9
+    assert kept == {"accuracy_held_in": 0.5, "seconds": expected}
+    again()  # nothing is left to do
+    assert scenes_dalle2.read(tmp_path)["seconds"] == expected
+    (tmp_path / "decoder" / "checkpoints").rename(tmp_path / "deleted")
+    again()
+    kept = scenes_dalle2.read(tmp_path)["seconds"]
+    assert kept == expected | {"decoder": 10.0, "total": 60.0}
     assert scenes_dalle2.read(tmp_path / "nowhere") == {}
 
 
-def test_rows_of_other_weights_are_neither_taken_for_measured_nor_drawn(tmp_path):
+def subject_of(value, steps=3, **others):
+    params = {"decoder": np.float32([value]), **others}
+    config = ConfigDict(dict(sampling=dict(steps=steps)))
+    stack = unclip_runs.Stack(None, params, None, {"decoder": config})
+    return scenes_stack.Subject(stack)
+
+
+def test_rows_of_another_setting_are_neither_taken_for_measured_nor_drawn(tmp_path):
     table = tmp_path / "a.csv"
-    old, new = ({"weights": name, "theta": 0.5} for name in ("old", "new"))
-    unclip_figures.add(table, old, success=1.0)
-    assert unclip_figures.is_measured(table, old)
-    assert not unclip_figures.is_measured(table, new)
-    unclip_figures.add(table, new, success=0.25)
-    (row,) = unclip_figures.newest(table)
-    assert (row["weights"], float(row["success"])) == ("new", 0.25)
+    settings = [
+        unclip_figures.setting_of(subject, num_images=num)
+        for subject, num in (
+            (subject_of(0.0), 8),
+            (subject_of(0.0), 16),
+            (subject_of(1.0), 16),
+            (subject_of(0.0, steps=4), 16),
+        )
+    ]
+    for i, shared in enumerate(settings):
+        setting = {**shared, "theta": 0.5}
+        assert not unclip_figures.is_measured(table, setting)
+        unclip_figures.add(table, setting, success=i / 4)
+        assert unclip_figures.is_measured(table, setting)
+    for i, shared in enumerate(settings):
+        (row,) = unclip_figures.rows_of(table, shared)
+        assert float(row["success"]) == i / 4
+
+
+def test_what_is_measured_of_the_weights_does_not_make_them_others():
+    informed = subject_of(0.0, eps_power=np.float32([1.0]))
+    plain, other = subject_of(0.0), subject_of(1.0)
+    settings = map(unclip_figures.setting_of, (informed, plain, other))
+    informed, plain, other = (setting["weights"] for setting in settings)
+    assert informed == plain != other
 
 
 def test_lines_and_bars_show_every_row(tmp_path):
@@ -234,8 +314,29 @@ def test_lines_and_bars_show_every_row(tmp_path):
         for i, shown in enumerate((rows, rows, rows[:-1])):
             out = tmp_path / f"{name}{i}.png"
             function(shown, out)
-            drawn.append(out.read_bytes())
-        assert drawn[0] == drawn[1] != drawn[2]
+            drawn.append(np.asarray(Image.open(out)))
+        np.testing.assert_array_equal(drawn[0], drawn[1])
+        assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_bars_of_equal_names_do_not_cover_one_another(tmp_path):
+    heights = []
+    for names in (("a", "a"), ("a", "b")):
+        rows = [{"name": name, "y": "1"} for name in names]
+        out = tmp_path / f"{''.join(names)}.png"
+        unclip_figures.draw_bars(rows, "name", {"y": "y"}, out)
+        colour = np.array(to_rgb(figures.PALETTE[0])) * 255
+        pixels = np.asarray(Image.open(out).convert("RGB"), np.float64)
+        is_bar = (np.abs(pixels - colour).max(axis=-1) < 2).any(axis=1)
+        heights.append(np.count_nonzero(np.diff(is_bar.astype(int)) == 1))
+    assert heights == [2, 2]
+
+
+def test_the_guidance_of_text_diffs_was_chosen_before(tmp_path):
+    with pytest.raises(build.ConfigError, match="has no text_diff_scale"):
+        fig_unclip_text_diff.chosen_scale(tmp_path)
+    scenes_dalle2.write(tmp_path, {"text_diff_scale": 2.0})
+    assert fig_unclip_text_diff.chosen_scale(tmp_path) == 2
 
 
 @pytest.mark.slow

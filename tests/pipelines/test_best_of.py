@@ -60,8 +60,8 @@ def test_probabilities_of_labels_follow_the_cosines():
     assert_allclose(table.sum(axis=1), 1.0, rtol=1e-5)
     assert_allclose(jnp.log(table[0, 0] / table[0, 1]), 1 / 0.5, rtol=1e-4)
     assert_allclose(table[1, 0], table[1, 1], rtol=1e-5)
-    sharp = best_of.label_probabilities(images, labels)
+    sharp = best_of.label_probabilities(images, labels, 0.01)
     assert_array_equal(sharp.argmax(axis=1)[:1], [0])
     assert float(sharp[0, 0]) > 0.999
     with pytest.raises(ValueError, match="width 3, label embeddings of 2"):
-        best_of.label_probabilities(images, jnp.eye(2))
+        best_of.label_probabilities(images, jnp.eye(2), 1.0)
