@@ -15,5 +15,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.clip.init_logit_scale = (
         100.0  # keeps images and texts apart, as in large CLIPs
     )
+    config.data.hard_negatives = "scenes"  # which word goes with which
     config.num_steps = 600
     return common.runlocal(config) if variant == "runlocal" else config

@@ -21,6 +21,7 @@ from diffusion_jax.build.choices import (
 )
 from diffusion_jax.build.mathematics import objective
 from diffusion_jax.data import batches, captions, records, sources
+from diffusion_jax.data.hard_negatives import NEGATIVES
 from diffusion_jax.models.clip import CLIPText, CLIPVision
 from diffusion_jax.tasks import autoencoder as autoencoder_task
 from diffusion_jax.tasks import clip as clip_task
@@ -48,8 +49,15 @@ def image_text(
     config: ConfigDict, tokenizer: captions.AnyTokenizer | None
 ) -> batches.Example:
     data = config.data
+    confuse = data.get("hard_negatives")
+    if confuse is not None:
+        confuse = choose("hard negatives", NEGATIVES, {"name": confuse})
     return batches.image_text_example(
-        tokenizer, image_size=data.image_size, crop=data.crop, flip=data.flip
+        tokenizer,
+        image_size=data.image_size,
+        crop=data.crop,
+        flip=data.flip,
+        confuse=confuse,
     )
 
 

@@ -62,16 +62,25 @@ def image_text_example(
     image_size: int,
     crop: str = "center",
     flip: bool = False,
+    confuse: Callable[[np.random.Generator, str], str] | None = None,
 ) -> Example:
-    """Records -> `image` (float32 in [-1, 1], square) and, with a tokenizer, `tokens`."""
+    """Records -> `image` (float32 in [-1, 1], square) and, with a tokenizer, `tokens`.
+
+    With `confuse`, of `hard_negatives`, also `false_tokens`: of a false caption.
+    """
     if crop not in images.CROPS:
         raise ValueError(f"unknown crop {crop!r}; one of {', '.join(images.CROPS)}")
     return functools.partial(
-        _image_text, tokenizer=tokenizer, image_size=image_size, crop=crop, flip=flip
+        _image_text,
+        tokenizer=tokenizer,
+        image_size=image_size,
+        crop=crop,
+        flip=flip,
+        confuse=confuse,
     )
 
 
-def _image_text(record, rng, *, tokenizer, image_size, crop, flip):
+def _image_text(record, rng, *, tokenizer, image_size, crop, flip, confuse):
     if not record.caption.strip():
         raise records.BadRecord("empty caption")
     image = images.decode(record.image)
@@ -81,7 +90,10 @@ def _image_text(record, rng, *, tokenizer, image_size, crop, flip):
     pixels = {"image": images.to_float(image)}
     if tokenizer is None:
         return pixels
-    return pixels | {"tokens": tokenizer([record.caption])[0]}
+    pixels["tokens"] = tokenizer([record.caption])[0]
+    if confuse is not None:
+        pixels["false_tokens"] = tokenizer([confuse(rng, record.caption)])[0]
+    return pixels
 
 
 def _read(index: int, rng: np.random.Generator, *, source, example) -> dict:

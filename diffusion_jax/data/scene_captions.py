@@ -171,6 +171,32 @@ def swap_one(rng: np.random.Generator, claims: Claims) -> Claims:
     return claims._replace(things=tuple(things))
 
 
+def exchange(claims: Claims, field: str) -> Claims:
+    """Two things with each other's attribute of that name, or "place"."""
+    first, second = claims.things
+    if field == "place":
+        return claims._replace(things=(second, first))
+    values = getattr(first, field), getattr(second, field)
+    things = first._replace(**{field: values[1]}), second._replace(**{field: values[0]})
+    return claims._replace(things=things)
+
+
+def confuse(rng: np.random.Generator, caption: str) -> str:
+    """A false caption that says much the same: attributes of two things exchanged.
+
+    Of one thing, or of two alike, another attribute. What training never shows together
+    is never said to be false either, unless the caption says such a thing itself.
+    """
+    claims = parse(caption)
+    made = [swap_one(rng, claims) for _ in range(8)]
+    if len(claims.things) == 2:
+        fields = [*Thing._fields, *["place"] * 3]  # the hardest to learn
+        made[:0] = [exchange(claims, fields[i]) for i in rng.permutation(len(fields))]
+    false = [one for one in made if one != claims]
+    allowed = (one for one in false if is_held_out(claims) or not is_held_out(one))
+    return write(rng, next(allowed, false[0]))
+
+
 def swap_one_attribute(rng: np.random.Generator, caption: str) -> str:
     """A caption that is false of every image of which `caption` is true."""
     return write(rng, swap_one(rng, parse(caption)))

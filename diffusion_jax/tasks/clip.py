@@ -37,6 +37,7 @@ class Pairs(NamedTuple):
     image: Float[Array, "B E"]  # of unit norm
     text: Float[Array, "B E"]
     scale: Float[Array, "B"]  # of the logits of this row
+    false: Float[Array, "B E"] | None = None  # of a false caption for each
 
 
 Read = Callable[[Params, Batch], Pairs]
@@ -65,14 +66,19 @@ def contrastive_loss(
     image: Float[Array, "B E"],
     text: Float[Array, "B E"],
     scale: Float[Array, ""] | Float[Array, "B"],
+    false: Float[Array, "B E"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The symmetric cross-entropy over all pairs, and how often the pair wins.
 
-    `image` and `text` have unit norm; row i of one belongs to row i of the other.
+    `image` and `text` have unit norm; row i of one belongs to row i of the other. The
+    images choose among `false` captions too (arXiv:2210.01936, section 4).
     """
     similarity = jnp.matmul(image, text.T, precision="highest")
     rows = jnp.broadcast_to(scale, len(image))[:, None]
     logits, transposed = rows * similarity, rows * similarity.T
+    if false is not None:
+        others = jnp.matmul(image, false.T, precision="highest")
+        logits = jnp.concatenate([logits, rows * others], axis=1)
     labels = jnp.arange(len(image))
     losses = optax.softmax_cross_entropy_with_integer_labels
     loss = (losses(logits, labels).mean() + losses(transposed, labels).mean()) / 2
@@ -89,7 +95,7 @@ def clip(
     sam_rho: float = 0.0,
     samples_per_replica: int = 64,
 ) -> Task:
-    """Trains both towers on batches of `image` [-1, 1] and `tokens`.
+    """Trains both towers on batches of `image` [-1, 1], `tokens`, maybe `false_tokens`.
 
     The towers read the batch in `num_parts` parts, one after another, and once more for
     the gradient. With `sam_rho` the metrics are those of the perturbed weights.
@@ -102,8 +108,12 @@ def clip(
 
     def read(params: Params, batch: Batch) -> Pairs:
         image, text = embed(model, params, batch["image"], batch["tokens"])
-        scale = logit_scale(params["logit_scale"])
-        return Pairs(image, text, jnp.broadcast_to(scale, len(image)))
+        scale = jnp.broadcast_to(logit_scale(params["logit_scale"]), len(image))
+        if "false_tokens" not in batch:
+            return Pairs(image, text, scale)
+        tokens = batch["false_tokens"]
+        false = model.apply({"params": params}, tokens, method="encode_text")
+        return Pairs(image, text, scale, false)
 
     unit = samples_per_replica if sam_rho else 1
     reader = perturbed(read, sam_rho, unit) if sam_rho else read
@@ -111,7 +121,8 @@ def clip(
     def loss(
         params: Params, frozen: Params, key: Key, batch: Batch
     ) -> tuple[Float[Array, ""], Metrics]:
-        batch = {name: batch[name] for name in ("image", "tokens")}
+        names = ("image", "tokens", "false_tokens")
+        batch = {name: batch[name] for name in names if name in batch}
         size = len(batch["tokens"])
         check_batch(size, num_parts, sam_rho, samples_per_replica)
         pairs = in_parts(reader, params, batch, num_parts, unit)

@@ -117,6 +117,35 @@ def test_swapped_captions_parse_and_differ():
         assert scene_captions.parse(swapped) != claims
 
 
+def test_exchanging_twice_changes_nothing():
+    for claims in claims_drawn(200)[1]:
+        if len(claims.things) == 2:
+            for field in (*scene_captions.Thing._fields, "place"):
+                once = scene_captions.exchange(claims, field)
+                assert scene_captions.exchange(once, field) == claims
+                assert sorted(words_of(once)) == sorted(words_of(claims))
+
+
+def words_of(claims):
+    return [word for thing in claims.things for word in thing]
+
+
+def test_a_confused_caption_is_false_and_of_much_the_same_words():
+    rng, every = claims_drawn(400)
+    num_pairs, num_same_words = 0, 0
+    for claims in every:
+        caption = scene_captions.write(rng, claims)
+        other = scene_captions.parse(scene_captions.confuse(rng, caption))
+        assert other != claims
+        is_held_out = scene_captions.is_held_out
+        assert is_held_out(claims) or not is_held_out(other)
+        num_pairs += len(claims.things) == 2
+        num_same_words += len(claims.things) == 2 and (
+            sorted(words_of(other)) == sorted(words_of(claims))
+        )
+    assert num_same_words > 0.9 * num_pairs > 90
+
+
 def test_case_and_spaces_do_not_matter():
     plain = scene_captions.parse("a small red circle at the top")
     assert scene_captions.parse("  A small  RED circle at the top ") == plain

@@ -173,3 +173,32 @@ def test_what_does_not_divide_is_named(options, message):
     arguments = params, {}, jax.random.key(0), clip_losses.batch()
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(task.loss, *arguments)
+
+
+def test_a_false_caption_counts_as_one_more_of_the_batch_for_images_alone():
+    """Images choose among all; the captions themselves choose as before."""
+    rng = np.random.default_rng(0)
+    image, text, false = (
+        jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
+        for x in rng.standard_normal((3, 4, 8)).astype("float32")
+    )
+    scale = jnp.array(5.0)
+    value, _ = clip.contrastive_loss(image, text, scale, false)
+    rows = scale * image @ jnp.concatenate([text, false]).T
+    columns = scale * text @ image.T
+    expected = [
+        -jax.nn.log_softmax(logits, axis=1)[jnp.arange(4), jnp.arange(4)].mean()
+        for logits in (rows, columns)
+    ]
+    np.testing.assert_allclose(value, np.mean(expected), rtol=1e-5)
+
+
+def test_false_captions_that_are_the_true_ones_double_the_choice():
+    """log 2 more for the images, nothing for the captions."""
+    told = clip_losses.batch()
+    task, params = clip_losses.task(), clip_losses.parameters()
+    loss = jax.jit(task.loss)
+    plain, _ = loss(params, {}, jax.random.key(0), told)
+    again = told | {"false_tokens": told["tokens"]}
+    twice, _ = loss(params, {}, jax.random.key(0), again)
+    np.testing.assert_allclose(twice, plain + math.log(2) / 2, rtol=1e-5)
