@@ -66,7 +66,10 @@ def read_ddpm(fields: Fields) -> Recipe:
 
 
 def read_unclip(fields: Fields) -> Recipe:
-    """UnCLIPScheduler: the 1000 steps respaced as in guided-diffusion."""
+    """UnCLIPScheduler: the 1000 steps respaced as in guided-diffusion.
+
+    The last step lands on x0; diffusers, rounding 1 - alphas_cumprod, on 0.99947 of it.
+    """
     num_steps = fields.pop("num_train_timesteps")
     require(fields, "beta_schedule", "squaredcos_cap_v2")
     kinds = {name: VARIANCES[name] for name in ("fixed_small_log", "learned_range")}
