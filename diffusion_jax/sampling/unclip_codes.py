@@ -6,6 +6,8 @@ frames, or none, where each image has that of its seed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,7 @@ from diffusion_jax.pipelines.manipulations import Code
 from diffusion_jax.sampling import unclip_models, unclip_starts
 from diffusion_jax.sampling.unclip_models import Components
 from diffusion_jax.sampling.unclip_plans import Plan
+from diffusion_jax.sampling.unclip_starts import Picture
 from diffusion_jax.sampling.wanted import Wanted
 from diffusion_jax.types import Params
 
@@ -30,13 +33,14 @@ def codes(plan: Plan, params: Params) -> Code | None:
     """A row for every image: an embedding, and noise to start from or None."""
     if plan.start.image is None or plan.mode == "inpaint":
         return None
-    one = code_of(plan, params, plan.start.image)
+    code_of = coder(plan, params)
+    one = code_of(plan.start.image)
     num = len(plan.images)
     if plan.mode == "variations":
         return Code(*(None if a is None else np.repeat(a, num, 0) for a in one))
     shares = np.array([image.share for image in plan.images], np.float32)
     if plan.mode == "interpolate":
-        return between(one, other_end(plan, params, one), shares)
+        return between(one, other_end(plan, params, one, code_of), shares)
     embed = jnp.asarray(one.embed)
     if plan.mode == "text_diff":
         goal = text_direction(plan, params)
@@ -50,23 +54,30 @@ def codes(plan: Plan, params: Params) -> Code | None:
     return Code(np.asarray(embed), np.repeat(one.x, num, 0))
 
 
-def code_of(plan: Plan, params: Params, image: Float[np.ndarray, "s s 3"]) -> Code:
-    """Of one picture; noise is its own, or drawn, or not needed."""
-    pipeline = plan.model.pipeline
-    if plan.edit.fixed_noise or not keeps_noise(plan):
-        embed = np.asarray(jax.jit(pipeline.encode_image)(params, image[None]))
-        return Code(embed, first_noise(plan) if plan.edit.fixed_noise else None)
+def coder(plan: Plan, params: Params) -> Callable[[Picture], Code]:
+    """A function of one picture; noise is its own, or drawn, or not needed."""
+    pipeline, null_tokens = plan.model.pipeline, plan.model.read([""])
+    (scale,) = {scale_of(plan, one) for one in plan.images}  # redrawn as it is encoded
 
+    @jax.jit
+    def embed(params, image):
+        return pipeline.encode_image(params, image)
+
+    @jax.jit
     def encode(params, image, null_tokens, scale):
         null = pipeline.encode_text(params, null_tokens)
         return manipulations.encode(
             pipeline, params, image, null, scale, corrections=plan.edit.corrections
         )
 
-    (scale,) = {scale_of(plan, one) for one in plan.images}  # redrawn as it is encoded
-    null_tokens = plan.model.read([""])
-    code = jax.jit(encode)(params, image[None], null_tokens, scale)
-    return Code(*map(np.asarray, code))
+    def code_of(image: Picture) -> Code:
+        if plan.edit.fixed_noise:
+            return Code(np.asarray(embed(params, image[None])), first_noise(plan))
+        if not keeps_noise(plan):
+            return Code(np.asarray(embed(params, image[None])), None)
+        return Code(*map(np.asarray, encode(params, image[None], null_tokens, scale)))
+
+    return code_of
 
 
 def first_noise(plan: Plan) -> Float[np.ndarray, "1 h w 3"]:
@@ -84,11 +95,13 @@ def first_keys(plan: Plan) -> Keys:
     return keys_for(first.seed, np.array([first.index]))
 
 
-def other_end(plan: Plan, params: Params, one: Code) -> Code:
+def other_end(
+    plan: Plan, params: Params, one: Code, code_of: Callable[[Picture], Code]
+) -> Code:
     """A picture, or the prior's embedding of a caption with the noise of the first."""
     pipeline = plan.model.pipeline
     if plan.start.other is not None:
-        return code_of(plan, params, plan.start.other)
+        return code_of(plan.start.other)
 
     def draw(params, keys, tokens, null_tokens, x, scale):
         text = pipeline.encode_text(params, tokens)

@@ -11,7 +11,9 @@ from huggingface_hub import constants
 from published_configs import TINY_TEXT, index_of
 from safetensors.numpy import save_file
 
-from diffusion_jax.weights import hub, writing
+from diffusion_jax import build, published_unclip
+from diffusion_jax.weights import hub, karlo, writing
+from tests import tiny_karlo
 
 MODULES = {
     "unet": "diffusion_pytorch_model",
@@ -247,3 +249,72 @@ def test_a_repository_of_another_layout_is_refused(cache, monkeypatch):
     names.append("vae/diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match="vae has only pickles"):
         download(monkeypatch, cache, names)
+
+
+# ---- unCLIP ---------------------------------------------------------------------------
+
+NOT_LENT = (
+    *("tokenizer", "decoder_scheduler", "super_res_scheduler", "text_proj"),
+    *("decoder", "super_res_first", "super_res_last"),
+)
+
+
+def fill_karlo(cache, kind=karlo.VARIATION):
+    """A snapshot of a tiny one."""
+    return tiny_karlo.write(fill(cache, "org/karlo"), kind=kind)
+
+
+def is_lent(name):
+    own = ("image_encoder/", "feature_extractor/", "model_index.json")
+    return name.startswith(own) or name.endswith("/config.json")
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_of_what_lends_a_part_only_that_is_downloaded(cache, monkeypatch, variant):
+    """And configs; of a variant, where it has that at all."""
+    own = names_of(fill_karlo(cache))
+    names = {*own, *OTHERS}
+    lent = dict(name="org/karlo", modules=karlo.LENT, variant=variant)
+    _, asked = download(monkeypatch, cache, names, **lent)
+    assert asked == sorted(filter(is_lent, own))
+    half = "image_encoder/model.fp16.safetensors"
+    _, asked = download(monkeypatch, cache, [*names, half], **lent)
+    assert (half in asked) == (variant is not None)
+
+
+def test_what_lends_a_part_is_whole_without_the_rest(cache):
+    snapshot = fill_karlo(cache)
+    for name in NOT_LENT:
+        (snapshot / name).rename(snapshot.parent / name)
+    (snapshot / "text_encoder/model.safetensors").unlink()
+    missing("org/karlo")
+    lent = dict(modules=karlo.LENT, variant="fp16")
+    assert hub.find("org/karlo", **lent) == snapshot
+    (snapshot / "image_encoder/model.safetensors").unlink()
+    assert "image_encoder" in missing("org/karlo", **lent)
+
+
+def test_the_class_of_a_model_is_asked_before_all_else(cache, monkeypatch, tmp_path):
+    snapshot = fill_karlo(cache)
+    monkeypatch.setattr(huggingface_hub, "HfApi", None)
+    assert hub.class_name("org/karlo") == karlo.VARIATION
+    assert hub.class_name(str(snapshot)) == karlo.VARIATION
+    for name in ("org/none", "none", str(tmp_path), "org/karlo/decoder"):
+        assert hub.class_name(name) is None
+    asked = []
+
+    def snapshot_download(repo, *, allow_patterns=None, local_files_only=False, **_):
+        if local_files_only:
+            raise FileNotFoundError(repo)
+        asked.append((repo, allow_patterns))
+        return str(snapshot.parent)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert hub.class_name(f"org/name/{snapshot.name}") == karlo.VARIATION
+    assert asked == [("org/name", [f"{snapshot.name}/model_index.json"])]
+    writing.write_json(snapshot / "model_index.json", {"_class_name": "FluxPipeline"})
+    monkeypatch.setattr(hub, "find", lambda *_, **__: pytest.fail("downloads"))
+    with pytest.raises(
+        build.ConfigError, match="of a FluxPipeline, which is no unCLIP"
+    ):
+        published_unclip.find(f"org/name/{snapshot.name}")

@@ -115,6 +115,19 @@ def test_one_directory_lends_the_other_what_it_lacks(text, variation):
     assert equal(second, varied | parts)
 
 
+def test_what_lends_a_part_may_lack_the_others_and_the_variant(text, variation):
+    both = published_unclip.load_params(karlo.read(text, image_directory=variation))
+    for name in {*karlo.SHARED} - {"text_encoder"}:
+        shutil.rmtree(variation / name)
+    (variation / "text_encoder" / "model.safetensors").unlink()
+    decoder = text / "decoder" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(decoder, decoder.with_suffix(".fp16.safetensors"))
+    for variant in (None, "fp16"):
+        found = karlo.read(text, image_directory=variation, variant=variant)
+        assert equal(published_unclip.load_params(found), both)
+    assert "no variant 'fp32'" in message(text, variant="fp32")
+
+
 def test_the_scale_of_embeddings_stays_in_full_precision(text):
     params = published_unclip.load_params(karlo.read(text), dtype="bfloat16")
     stored = load_file(text / "prior" / "diffusion_pytorch_model.safetensors")
