@@ -60,15 +60,14 @@ def interpolated(
 def ends_of(subject: Subject, num_pairs: int) -> tuple[Scenes, Scenes]:
     """Pairs of images of one object each."""
     single = scenes_stack.single_objects(subject.scenes("validation", 6 * num_pairs))
-    parts = slice(0, num_pairs), slice(num_pairs, 2 * num_pairs)
-    return tuple(map(single.take, parts))
+    return single.take(slice(num_pairs)), single.take(slice(num_pairs, 2 * num_pairs))
 
 
 def run(subject: Subject, shared: Setting, table: pathlib.Path) -> np.ndarray:
     """Measures what the table does not have yet; the images of the first pairs."""
     ends = ends_of(subject, shared["num_pairs"])
     shown = []
-    for is_fixed, way in ((False, ARC), (True, FIXED)):
+    for way, is_fixed in {ARC: False, FIXED: True}.items():
         images = interpolated(subject, ends, is_fixed)
         shown.append(images[:NUM_SHOWN])
         for i, share in enumerate(SHARES):
@@ -84,8 +83,8 @@ def measure(
 ) -> dict[str, float]:
     """What one image of each pair shows."""
     first, second = (scenes_stack.accuracy_of(images, e.captions) for e in ends)
-    pairs = map(subject.embed_images, (images, ends[0].images))
-    here, there = map(retrieval.unit_vectors, pairs)
+    embeds = map(subject.embed_images, (images, ends[0].images))
+    here, there = map(retrieval.unit_vectors, embeds)
     cosine = float(np.sum(here * there, axis=1).mean())
     return {"first": first.fraction, "second": second.fraction, "cosine": cosine}
 
@@ -94,14 +93,13 @@ def draw(subject: Subject, images: np.ndarray, picture: pathlib.Path) -> None:
     """Two rows for each pair."""
     shares = [f"{share:g}" for share in SHARES[1:]]
     labels = [ARC, *shares, FIXED, *shares] * len(images)
-    frames, columns = images.reshape(-1, *images.shape[3:]), len(SHARES)
-    grid = grids.captioned_grid(frames, labels, columns=columns, scale=2)
+    frames = images.reshape(-1, *images.shape[3:])
+    grid = grids.captioned_grid(frames, labels, columns=len(SHARES), scale=2)
     grids.save_png(grid, picture, metadata={})
 
 
 def plot(table: pathlib.Path, picture: pathlib.Path, shared: Setting) -> None:
-    rows = unclip_figures.rows_of(table, shared)
-    x = "share", "share of the way"
+    rows, x = unclip_figures.rows_of(table, shared), ("share", "share of the way")
     unclip_figures.draw_lines(rows, x, PANELS, picture, lines="way")
 
 

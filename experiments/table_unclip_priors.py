@@ -27,7 +27,6 @@ from experiments.unclip_figures import Setting
 
 STEPS = 64
 FITTED_BATCHES = 4  # training images behind Analytic-DPM's variances, in BATCHes
-SPLITS = {"held_in": "validation", "held_out": "test"}
 PANELS = {
     "image_held_in": "cosine\nto the image",
     "image_held_out": "cosine,\nheld-out",
@@ -39,10 +38,9 @@ PANELS = {
 
 def analytic(subject: Subject) -> Subject:
     """The diffusion prior by Analytic-DPM, whose variances training images tell."""
-    stage = dataclasses.replace(
-        subject.pipeline.prior.stage, sampler=analytic_dpm.analytic_dpm
-    )
-    prior = dataclasses.replace(subject.pipeline.prior, stage=stage)
+    prior = subject.pipeline.prior
+    stage = dataclasses.replace(prior.stage, sampler=analytic_dpm.analytic_dpm)
+    prior = dataclasses.replace(prior, stage=stage)
     scenes = subject.scenes("train", FITTED_BATCHES * scenes_stack.BATCH)
     embeds = subject.embed_images(scenes.images)
     tokens = subject.tokens(scenes.captions)
@@ -52,10 +50,10 @@ def analytic(subject: Subject) -> Subject:
         text = subject.pipeline.encode_text(params, tokens).prior
         return priors.estimate_eps_power(prior, params, key, image_embed, text)
 
-    batches = np.split(np.arange(len(embeds)), FITTED_BATCHES)
+    parts = (np.split(rows, FITTED_BATCHES) for rows in (embeds, tokens))
     powers = [
-        estimate(subject.params, jax.random.key(i), embeds[rows], tokens[rows])
-        for i, rows in enumerate(batches)
+        estimate(subject.params, jax.random.key(i), *batch)
+        for i, batch in enumerate(zip(*parts, strict=True))
     ]
     return subject.with_prior(prior, eps_power=sum(powers) / len(powers))
 
@@ -77,7 +75,7 @@ def subjects(directory: str) -> dict[str, Subject]:
 
 def measure(subject: Subject, num_captions: int, mean: np.ndarray) -> dict[str, float]:
     result = {}
-    for name, split in SPLITS.items():
+    for name, split in scenes_measures.SPLITS.items():
         found = scenes_measures.cosines_of(subject, split, num_captions, mean)
         result |= {f"{key}_{name}": value for key, value in found._asdict().items()}
         captions = subject.scenes(split, num_captions).captions
