@@ -85,7 +85,7 @@ def outputs(model):
 
 
 def agrees(name, found, expected):
-    """Runs what was read, in float32."""
+    """Runs what was read, in float32; its parameters."""
     params = clip_checkpoint.load_params(found)
     module = clip_checkpoint.module(found)
     apply = jax.jit(lambda p, x, t: module.apply({"params": p}, x, t))
@@ -93,13 +93,14 @@ def agrees(name, found, expected):
     check(f"{name} image", image, expected[0])
     check(f"{name} text", text, expected[1])
     check(f"{name} logits", scale * image @ text.T, expected[2])
+    return params
 
 
 def test_a_directory_of_transformers(tmp_path):
     """Also in the form of its first versions: positions stored, fields said twice."""
     whole().save_pretrained(tmp_path)
     found = clip_checkpoint.read(tmp_path)
-    agrees("transformers", found, outputs(whole()))
+    params = agrees("transformers", found, outputs(whole()))
     state = whole().state_dict()
     for tower, length in (("text", LENGTH), ("vision", 5)):
         state[f"{tower}_model.embeddings.position_ids"] = torch.arange(length)[None]
@@ -116,8 +117,9 @@ def test_a_directory_of_transformers(tmp_path):
     again = clip_checkpoint.read(old)
     assert again[:3] == found[:3]
     assert again.image_mean == (0.1, 0.2, 0.3) and again.image_std == (0.4, 0.5, 0.6)
-    params = [clip_checkpoint.load_params(one) for one in (found, again)]
-    jax.tree.map(np.testing.assert_array_equal, *params)
+    jax.tree.map(
+        np.testing.assert_array_equal, clip_checkpoint.load_params(again), params
+    )
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])

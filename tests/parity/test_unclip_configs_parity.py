@@ -41,20 +41,35 @@ CLASSES = {
 DOWN, UP = unclip_dirs.RESNET_DOWN, unclip_dirs.RESNET_UP
 ATTENTION_DOWN, ATTENTION_UP = unclip_dirs.ATTENTION_DOWN, unclip_dirs.ATTENTION_UP
 LEVELS = dict(block_out_channels=(8, 16, 24), norm_num_groups=2, norm_eps=1e-2)
+SLOW = pytest.mark.slow  # without fields, whole images compare it: test_karlo_parity.py
 PRIORS = [
-    {},
-    dict(time_embed_dim=20, embedding_proj_norm_type="layer", num_layers=1),
-    dict(attention_head_dim=4, num_attention_heads=3, time_embed_act_fn="swish"),
+    pytest.param({}, marks=SLOW),
+    dict(
+        time_embed_dim=20,
+        embedding_proj_norm_type="layer",
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=3,
+        time_embed_act_fn="swish",
+    ),
 ]
 DECODERS = [
-    {},
-    LEVELS
-    | dict(
-        down_block_types=(ATTENTION_DOWN, DOWN, ATTENTION_DOWN),
-        up_block_types=(ATTENTION_UP, UP, ATTENTION_UP),
-        attention_head_dim=4,
+    pytest.param({}, marks=SLOW),
+    pytest.param(
+        LEVELS
+        | dict(
+            down_block_types=(ATTENTION_DOWN, DOWN, ATTENTION_DOWN),
+            up_block_types=(ATTENTION_UP, UP, ATTENTION_UP),
+            attention_head_dim=4,
+        ),
+        marks=SLOW,
     ),
     dict(
+        block_out_channels=(8, 16),
+        norm_num_groups=2,
+        norm_eps=1e-2,
+        down_block_types=(ATTENTION_DOWN, DOWN),
+        up_block_types=(UP, ATTENTION_UP),
         resnet_time_scale_shift="default",
         layers_per_block=(2, 1),
         attention_head_dim=(4, 4),
@@ -67,10 +82,18 @@ DECODERS = [
     ),
 ]
 UPSAMPLERS = [
-    {},
-    LEVELS | dict(down_block_types=(DOWN,) * 3, up_block_types=(UP,) * 3),
+    pytest.param({}, marks=SLOW),
+    pytest.param(
+        LEVELS
+        | dict(
+            down_block_types=(DOWN,) * 3,
+            up_block_types=(UP,) * 3,
+            layers_per_block=2,
+        ),
+        marks=SLOW,
+    ),
     dict(
-        layers_per_block=2,
+        norm_eps=1e-2,
         resnet_time_scale_shift="scale_shift",
         attention_head_dim=None,
         downsample_padding=0,
@@ -135,7 +158,7 @@ def test_prior_agrees(fields):
     check("prior", ours, expected)
 
 
-@pytest.mark.parametrize("num_tokens", [4, 3])
+@pytest.mark.parametrize("num_tokens", [pytest.param(4, marks=SLOW), 3])
 @torch.no_grad()
 def test_projection_agrees(num_tokens):
     """Guided: first without the image, of which a learned vector takes the place."""
