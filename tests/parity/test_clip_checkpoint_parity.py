@@ -13,7 +13,12 @@ transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from diffusion_jax.models.clip import CLIPVision, ProjectedVision
-from diffusion_jax.weights import clip_checkpoint, convert, vision_config
+from diffusion_jax.weights import (
+    clip_checkpoint,
+    convert,
+    open_clip_config,
+    vision_config,
+)
 from tests.parity.module_checks import check
 from tests.parity.original_clip import OriginalClip, QuickGELU
 
@@ -122,7 +127,9 @@ def test_a_directory_of_transformers(tmp_path):
     )
 
 
-@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize(
+    "activation", ["quick_gelu", pytest.param("gelu", marks=pytest.mark.slow)]
+)
 def test_a_directory_of_open_clip(activation, tmp_path):
     model = OriginalClip({"gelu": torch.nn.GELU, "quick_gelu": QuickGELU}[activation])
     file = tmp_path / "open_clip_model.safetensors"
@@ -134,6 +141,8 @@ def test_a_directory_of_open_clip(activation, tmp_path):
     found = clip_checkpoint.read(tmp_path)
     assert found.image_mean == (0.5, 0.4, 0.3) and found.image_std == (0.2, 0.25, 0.3)
     agrees(f"OpenCLIP {activation}", found, outputs(model))
+    usual = open_clip_config.read(OPEN_CLIP)  # which says nothing of it
+    assert usual["text"]["activation"] == usual["vision"]["activation"] == "gelu"
 
 
 def test_a_file_of_openai_in_half_precision(tmp_path):
