@@ -16,5 +16,5 @@ def get_config(variant: str = "") -> ConfigDict:
         100.0  # keeps images and texts apart, as in large CLIPs
     )
     config.data.hard_negatives = "scenes"  # which word goes with which
-    config.num_steps = 600
+    config.num_steps = 1000
     return common.runlocal(config) if variant == "runlocal" else config

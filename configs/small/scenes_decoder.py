@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.parameterization = dict(name="v")
     config.weighting = dict(name="min_snr", gamma=1.0)
     config.times = dict(name="low_discrepancy")
-    config.loss = dict(name="hybrid", variance="learned_range")
+    config.loss = dict(name="hybrid", variance="learned_range", vlb_weight=1e-4)
     config.optimizer = common.muon(learning_rate=4e-3)
     config.batch_size = 32
     config.num_steps = 5000

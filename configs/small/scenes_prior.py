@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.times = dict(name="low_discrepancy")
     config.optimizer = common.muon(learning_rate=3e-3)
     config.batch_size = 128
-    config.num_steps = 1000
+    config.num_steps = 600
     config.ema_decay = 0.995
     config.sampling = dict(
         sampler=dict(name="ddim", eta=1.0),
