@@ -53,6 +53,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow  # test_pipeline_parity.py compares whole images of them
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_module_of_a_directory_agrees(tmp_path, family):
     pipeline = FAMILIES[family](tmp_path)
@@ -64,6 +65,16 @@ def test_every_module_of_a_directory_agrees(tmp_path, family):
     assert model.num_size_ids == sizes
     assert model.latent_scale == pipeline.vae.config.scaling_factor
     assert model.scheduler["_class_name"] == type(pipeline.scheduler).__name__
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory):
+    path = tmp_path_factory.mktemp("xl")
+    return path, published_dirs.write_sdxl(path)
+
+
+def test_both_text_towers_of_a_directory_agree(xl):
+    check_model(*xl, only=("text_encoder", "text_encoder_2"))
 
 
 # ---- ways of storing the same -------------------------------------------------------
@@ -92,7 +103,9 @@ def test_shards_hold_the_same(plain, tmp_path):
     assert_same(loaded(tmp_path), params)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_a_half_precision_variant_holds_the_same_rounded(plain, tmp_path, dtype):
     path, _, params = plain
     shutil.copytree(path, tmp_path, dirs_exist_ok=True)
@@ -128,9 +141,8 @@ def test_old_names_of_the_autoencoder_are_known(plain, tmp_path):
     assert_same(loaded(tmp_path), params)
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_text_towers_may_have_their_prefix_or_not(tmp_path, family):
-    published_dirs.FAMILIES[family](tmp_path)
+def test_text_towers_may_have_their_prefix_or_not(xl, tmp_path):
+    shutil.copytree(xl[0], tmp_path, dirs_exist_ok=True)
     params = loaded(tmp_path)
     for file in tmp_path.glob("text_encoder*/model.safetensors"):
         tensors = load_file(file)
@@ -148,8 +160,9 @@ def test_text_towers_may_have_their_prefix_or_not(tmp_path, family):
     assert_same(loaded(tmp_path), params)
 
 
-def test_a_config_of_text_and_images_is_read_as_transformers_reads_it(tmp_path):
-    pipeline = published_dirs.write_sd1(tmp_path)
+def test_a_config_of_text_and_images_is_read_as_transformers_reads_it(plain, tmp_path):
+    source, pipeline, _ = plain
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "text_encoder/config.json"
     text = json.loads(path.read_text())
     nested = dict(model_type="clip", architectures=["CLIPModel"], text_config=text)
