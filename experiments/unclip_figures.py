@@ -118,6 +118,7 @@ def draw_bars(rows: Rows, name: str, panels: Mapping[str, str], out: pathlib.Pat
         values = [float(row[column]) if row[column] else 0.0 for row in rows]
         bars = panel.barh(places, values, height=0.6, color=figures.PALETTE[0])
         panel.set_yticks(places, labels)
+        panel.grid(visible=False, axis="y")
         texts = [f"{float(row[column]):.2f}" if row[column] else "-" for row in rows]
         panel.bar_label(bars, texts, padding=3, fontsize=8, color=figures.INK)
         panel.margins(x=0.25)
