@@ -40,9 +40,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample_every = 1000
     config.ema_decay = 0.998
     config.sampling = dict(
-        sampler=dict(name="ddim"),
+        sampler=dict(name="dpmpp_2m"),
         grid=dict(name="trailing"),
-        steps=50,
+        steps=25,
         guidance=2.0,
         clip=dict(name="static"),
         prompts=common.SCENE_PROMPTS,
