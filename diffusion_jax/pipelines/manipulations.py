@@ -60,12 +60,15 @@ def encode(
     More steps, or `corrections` (of `inversion.ddim_inversion`), bring what `redraw`
     makes of it nearer to the images at the decoder's size.
     """
-    _check_inverts(pipeline.decoder)
     embed = pipeline.encode_image(params, images)
     heard = hear(pipeline, params, embed, null, null, scale)
     stage = dataclasses.replace(
         pipeline.decoder,
-        sampler=functools.partial(inversion.ddim_inversion, corrections=corrections),
+        sampler=functools.partial(
+            inversion.ddim_inversion,
+            corrections=corrections,
+            starts_noisier=_says_no_eps_of_clean_data(pipeline.decoder),
+        ),
         clip=_clipping_noisy(pipeline.decoder.clip),
     )
     if heard.image is not None:
@@ -369,12 +372,8 @@ def _clipping_noisy(wrap: Wrap | None) -> Wrap | None:
     return wrapped
 
 
-def _check_inverts(stage: Stage) -> None:
+def _says_no_eps_of_clean_data(stage: Stage) -> bool:
+    """Whether it predicts x0 and its grid ends where that is all of x."""
     with jax.ensure_compile_time_eval():
         level = stage.schedule(stages.times(stage)[-1])
-        determinant = float(parameterization.determinant(stage.parameterization, level))
-    if determinant == 0:
-        raise ValueError(
-            "a decoder that predicts x0 cannot be inverted from clean data; "
-            "let its grid end before, or predict eps or v"
-        )
+        return float(parameterization.determinant(stage.parameterization, level)) == 0

@@ -18,12 +18,16 @@ KEY = jax.random.key(0)
 DATA = np.linspace(-1, 2, len(exact.STDS))
 
 
-@functools.partial(jax.jit, static_argnames=("name", "corrections"))
-def there_and_back(name, levels, x, corrections):
+@functools.partial(jax.jit, static_argnames=("name", "corrections", "starts_noisier"))
+def there_and_back(name, levels, x, corrections, starts_noisier=False):
     """The noise that x comes from, and what the sampler makes of it."""
     ts = jnp.zeros_like(levels.time)
     if name == "ddim":
-        invert = functools.partial(inversion.ddim_inversion, corrections=corrections)
+        invert = functools.partial(
+            inversion.ddim_inversion,
+            corrections=corrections,
+            starts_noisier=starts_noisier,
+        )
     else:
         invert = inversion.inverted(SAMPLERS[name])
     back = exact.Visited(type(levels)(*(a[::-1] for a in levels)))
@@ -113,3 +117,14 @@ def test_gradients_are_finite_from_clean_data_to_pure_noise():
 
     for slope in jax.jit(jax.grad(total, (0, 1)))(jnp.ones(4), 0.7):
         assert np.all(np.isfinite(slope))
+
+
+def test_a_start_at_the_noisier_end_is_undone_the_better_the_more_steps(schedule):
+    """From clean data; for networks that say nothing of eps there."""
+    x = jnp.asarray(DATA, jnp.float32)
+    wrong = []
+    for steps in (16, 64):
+        levels = levels_of(schedule, steps, 0.0)
+        again = there_and_back("ddim", levels, x, 0, starts_noisier=True)[1]
+        wrong.append(abs(again - x).mean())
+    assert wrong[1] < 0.5 * wrong[0]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,12 +47,12 @@ def redrawn():
 # ---- encoding and decoding -----------------------------------------------------------
 
 
-def error_of(pipeline, corrections, scale=None):
+def error_of(pipeline, corrections, scale=None, params=PARAMS):
     def round_trip(images, null, scale):
         made = manipulations.encode(
-            pipeline, PARAMS, images, null, scale, corrections=corrections
+            pipeline, params, images, null, scale, corrections=corrections
         )
-        return manipulations.redraw(pipeline, PARAMS, made, null, scale)
+        return manipulations.redraw(pipeline, params, made, null, scale)
 
     return float(np.abs(jax.jit(round_trip)(IMAGES, NULL, scale) - IMAGES).mean())
 
@@ -81,10 +82,24 @@ def test_larger_images_are_encoded_at_the_decoder_s_size():
     assert np.abs(images - at_size).mean() < 0.5 * np.abs(images[::-1] - at_size).mean()
 
 
-def test_a_decoder_of_x0_without_eps_at_clean_data_is_refused():
-    other = with_steps(5, parameterization=parameterization.x0())
-    with pytest.raises(ValueError, match="cannot be inverted"):
-        manipulations.encode(other, PARAMS, IMAGES, NULL)
+class PainterOfX0(nn.Module):
+    """The tiny decoder, predicting x0."""
+
+    @nn.compact
+    def __call__(self, x, time, cond):
+        eps = tiny.Painter(name="painter")(x, time, cond)[..., :3]
+        alpha, sigma = (a[:, None, None, None] for a in tiny.SCHEDULE(time + 1)[:2])
+        x0 = (x - sigma * eps) / alpha
+        return jnp.concatenate([x0, 0 * x0], axis=-1)
+
+
+def test_a_decoder_of_x0_inverts_as_one_of_eps():
+    """Though it says nothing of eps where there is no noise yet."""
+    x0 = dict(network=PainterOfX0(), parameterization=parameterization.x0())
+    params = PARAMS | {"decoder": {"painter": PARAMS["decoder"]}}
+    rough = error_of(with_steps(5, **x0), 0, params=params)
+    assert error_of(with_steps(40, **x0), 0, params=params) < 0.5 * rough
+    assert error_of(with_steps(5, **x0), 8, params=params) < 0.5 * rough
 
 
 def test_decoding_depends_on_its_own_code_and_hears_captions():

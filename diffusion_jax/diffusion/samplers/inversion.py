@@ -27,6 +27,7 @@ def ddim_inversion(
     ts: Float[Array, "steps_plus_1"],
     *,
     corrections: int = 0,
+    starts_noisier: bool = False,
 ) -> tuple[Float[Array, "B *d"], Float[Array, "steps B *d"]]:
     """DDIM with eta = 0 backwards (Song et al., 2021, section 4.3, eq. 14).
 
@@ -34,6 +35,9 @@ def ddim_inversion(
     the noisier one, because none is trained for clean data. Each correction is one more
     evaluation, at the noisier end: a fixed-point iteration for the x from which a DDIM
     step leads back exactly (Pan et al., 2023; arXiv:2309.04907).
+
+    `starts_noisier` reads a step from clean data at its noisier end altogether, for
+    networks that predict x0: at sigma = 0 that says nothing of eps.
     """
 
     def step(
@@ -44,7 +48,10 @@ def ddim_inversion(
         def along(eps: Float[Array, "B *d"]) -> Float[Array, "B *d"]:
             return ratio * x + (there.sigma - ratio * here.sigma) * eps
 
-        pred = denoise(x, here._replace(time=there.time))
+        is_clean = starts_noisier & (here.sigma == 0)
+        level = here._replace(time=there.time)
+        level = jax.tree.map(lambda a, b: jnp.where(is_clean, b, a), level, there)
+        pred = denoise(jnp.where(is_clean, ratio * x, x), level)
 
         def correct(
             _: Int[Array, ""], noisier: Float[Array, "B *d"]
@@ -52,6 +59,7 @@ def ddim_inversion(
             return along(denoise(noisier, there).eps)
 
         noisier = there.alpha * pred.x0 + there.sigma * pred.eps
+        noisier = jnp.where(is_clean, along(pred.eps), noisier)
         return jax.lax.fori_loop(0, corrections, correct, noisier), pred.x0
 
     return integrate(step, x, key, schedule(ts[::-1]))
