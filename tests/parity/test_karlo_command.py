@@ -10,6 +10,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import entry_points
 import jax
+import jax.numpy as jnp
 from PIL import Image
 
 from diffusion_jax import published_unclip
@@ -92,7 +93,7 @@ def test_a_lent_image_tower_makes_variations(tmp_path, capsys):
 
     @jax.jit
     def make(params, image, null_tokens):
-        pipeline, keys = model.pipeline, image_keys(jax.random.key(0), np.array([3]))
+        pipeline, keys = model.pipeline, image_keys(jax.random.key(0), jnp.array([3]))
         embed = pipeline.encode_image(params, image)
         null = pipeline.encode_text(params, null_tokens)
         small = manipulations.fresh_variations(pipeline, params, keys, embed, null, 8.0)
