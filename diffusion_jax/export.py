@@ -192,7 +192,7 @@ def read_loras(
     published: Published, loras: Sequence[str]
 ) -> tuple[list[lora.Lora], list[float]]:
     """Those of PATH or PATH:SCALE and their scales; the model itself is not read."""
-    paths, scales = zip(*map(path_and_scale, loras)) if loras else ((), ())
+    paths, scales = zip(*map(lora_files.split, loras)) if loras else ((), ())
     for text, scale in zip(loras, scales):
         if not math.isfinite(scale):
             raise build.ConfigError(f"--lora {text}: the scale is not finite")
@@ -208,17 +208,6 @@ def stored_dtypes(published: Published) -> dict[str, np.dtype]:
         floats = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
         found[name] = floats[0] if len(floats) == 1 else np.dtype(np.float32)
     return found
-
-
-def path_and_scale(text: str) -> tuple[str, float]:
-    """PATH or PATH:SCALE."""
-    path, colon, scale = text.rpartition(":")
-    if not colon or pathlib.Path(text).exists():
-        return text, 1.0
-    try:
-        return path, float(scale)
-    except ValueError:
-        return text, 1.0
 
 
 def num_bytes(text: str) -> int:

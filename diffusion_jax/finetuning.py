@@ -69,7 +69,7 @@ def complete(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
         elif name in config:
             continue
         config[name] = value
-    unit = 2 ** (len(config.vae.channels) - 1)
+    unit = build.autoencoder(config).factor
     if config.data.image_size % unit:
         raise build.ConfigError(
             f"data.image_size {config.data.image_size} is not a multiple of {unit}, "

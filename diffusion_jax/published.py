@@ -222,7 +222,7 @@ def check(published: Published, choices: Choices) -> None:
         raise build.ConfigError(f"unknown dtype {choices.dtype!r}; one of {DTYPES}")
     if choices.steps < 1:
         raise build.ConfigError(f"{choices.steps} steps; at least 1")
-    unit = 2 ** (len(published.vae["channels"]) - 1)
+    unit = published.factor
     for name in ("height", "width"):
         side = getattr(choices, name)
         if side is not None and (side < unit or side % unit):

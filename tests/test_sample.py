@@ -18,6 +18,7 @@ from PIL import Image
 
 from diffusion_jax import sample
 from diffusion_jax.evaluation import grids
+from diffusion_jax.pipelines import batched
 from diffusion_jax.sampling import records
 from diffusion_jax.sampling.plans import Plan
 
@@ -113,10 +114,8 @@ def test_devices_do_not_change_an_image(gallery, model, tmp_path):
 
 
 def test_parameters_on_all_devices_stay_where_they_are():
-    placed = sample.making.on_all_devices({"kernel": np.ones(3, np.float32)})
-    kernel, again = (
-        made["kernel"] for made in (placed, sample.making.on_all_devices(placed))
-    )
+    placed = batched.replicate({"kernel": np.ones(3, np.float32)})
+    kernel, again = (made["kernel"] for made in (placed, batched.replicate(placed)))
     assert kernel.sharding.device_set == set(jax.devices())
     for here, there in zip(kernel.addressable_shards, again.addressable_shards):
         pointers = (each.data.unsafe_buffer_pointer() for each in (here, there))

@@ -5,72 +5,35 @@
         --config.data.train_split 'data/train-*.tar' --config.data.eval_split 'data/test-*.tar'
 
 Ramesh et al. (2022, arXiv:2204.06125, table 3). Its batches are crops of 256 px.
-With `:runlocal` small, on the embedded scenes.
+With `:runlocal` small, on the embedded scenes. What is not said is of upsampler_256.py.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.dalle2 import upsampler_256
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = common.run_config()
-    config.task = dict(name="upsampler")
+    config = upsampler_256.get_config()
     config.data = common.tar_shards("", "", image_size=1024)
     config.upsampler = dict(
         low_size=256,
         crop_fraction=0.25,
         degradation=dict(name="bsr"),
     )
-    # As in ADM, blocks change the resolution and time scales and shifts.
-    config.unet = dict(
-        channels=(192, 192, 384, 384, 768, 768),
-        blocks_per_level=2,
-        attention=("none",) * 6,
-        mid_attention="none",
-        resample="resnet",
-        time_modulation="scale_shift",
-        dtype="bfloat16",
+    config.unet.update(
+        dict(
+            channels=(192, 192, 384, 384, 768, 768),
+            blocks_per_level=2,
+            attention=("none",) * 6,
+            dropout=0.0,
+        )
     )
     config.schedule = dict(
         name="discrete", betas="linear", beta_start=1e-4, beta_end=0.02
     )
-    config.parameterization = dict(name="eps")
-    config.weighting = dict(name="eps")
-    config.times = dict(name="uniform")
-    config.optimizer = dict(
-        name="adamw",
-        learning_rate=1e-4,
-        schedule="constant",
-        warmup_steps=0,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
-        weight_decay=0.0,
-    )
+    config.optimizer.learning_rate = 1e-4
     config.batch_size = 512
-    config.num_steps = 1_000_000
-    config.ema_decay = 0.9999
-    config.checkpoint_every = 5000
-    config.sample_every = 5000
-    config.num_workers = 16
-    config.sampling = dict(
-        sampler=dict(name="ddim"),
-        grid=dict(name="respaced"),
-        steps=15,
-        guidance=1.0,  # it is told nothing that could be left out
-        clip=dict(name="static"),
-    )
-    return _runlocal(config) if variant == "runlocal" else config
-
-
-def _runlocal(config: ConfigDict) -> ConfigDict:
-    """Scenes from 16 to 64 px, and a network of some hundred thousand parameters."""
-    config.data = common.scenes(image_size=64)
-    config.upsampler.low_size = 16
-    config.unet.channels = (32, 64)
-    config.unet.blocks_per_level = 1
-    config.unet.attention = ("none", "none")
-    config.unet.update(dict(norm_groups=8, dtype="float32"))
-    config.num_workers = 0
-    return common.runlocal(config)
+    config.sampling.steps = 15
+    return upsampler_256.runlocal(config) if variant == "runlocal" else config

@@ -61,10 +61,10 @@ def get_config(variant: str = "") -> ConfigDict:
         guidance=1.0,  # it is told nothing that could be left out
         clip=dict(name="static"),
     )
-    return _runlocal(config) if variant == "runlocal" else config
+    return runlocal(config) if variant == "runlocal" else config
 
 
-def _runlocal(config: ConfigDict) -> ConfigDict:
+def runlocal(config: ConfigDict) -> ConfigDict:
     """Scenes from 16 to 64 px, and a network of some hundred thousand parameters."""
     config.data = common.scenes(image_size=64)
     config.upsampler.low_size = 16

@@ -127,6 +127,5 @@ def merged(params: Params, frozen: Params) -> Params:
 
 
 def latent_shape(config: ConfigDict) -> tuple[int, int, int]:
-    factor = 2 ** (len(config.vae.channels) - 1)
-    side = config.data.image_size // factor
+    side = config.data.image_size // autoencoder(config).factor
     return side, side, config.vae.latent_channels

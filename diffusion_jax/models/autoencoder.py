@@ -128,6 +128,11 @@ class AutoencoderKL(nn.Module):
     mid_block_add_attention: bool = True
     dtype: Any = "float32"
 
+    @property
+    def factor(self) -> int:
+        """Pixels to a side of a latent."""
+        return 2 ** (len(self.channels) - 1)
+
     def setup(self) -> None:
         shared = (self.norm_groups, self.mid_block_add_attention, self.dtype)
         latent = self.latent_channels

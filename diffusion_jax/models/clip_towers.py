@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_jax.models import clip, unclip
+from diffusion_jax.models import clip, layers, unclip
 from diffusion_jax.models.clip import ProjectedVision
 from diffusion_jax.models.text import ProjectedText
 from diffusion_jax.models.unclip import Encoded
@@ -65,11 +64,9 @@ class ClipTowers:
 
 def resized(images: Float[Array, "B H W 3"], size: int) -> Float[Array, "B S S 3"]:
     """Square images at `size` pixels a side: bicubic, antialiased, within [-1, 1]."""
-    batch, height, width, channels = images.shape
+    height, width = images.shape[1:3]
     if height != width:
         raise ValueError(f"images are {height}x{width}, not square")
     if height == size:
         return images
-    shape = (batch, size, size, channels)
-    pixels = jax.image.resize(images, shape, "cubic", antialias=True)
-    return jnp.clip(pixels, -1.0, 1.0)
+    return jnp.clip(layers.bicubic(images, size), -1.0, 1.0)

@@ -55,6 +55,14 @@ def sinusoid(position: Float[Array, "B"], width: int) -> Float[Array, "B E"]:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def bicubic(
+    images: Float[Array, "B h w C"], size: int
+) -> Float[Array, "B size size C"]:
+    """Square images of another size; antialiased where that is smaller."""
+    shape = (len(images), size, size, images.shape[-1])
+    return jax.image.resize(images, shape, "cubic", antialias=True)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation (arXiv:1803.08494) over space and the channels of a group.
 

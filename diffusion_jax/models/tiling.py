@@ -38,7 +38,7 @@ def decode(
     def decode_tile(tile: Float[Array, "B s t Z"]) -> Float[Array, "B S T C"]:
         return vae.apply({"params": params}, tile, method="decode")
 
-    return over_tiles(decode_tile, z, size, overlap, units=(1, factor(vae)))
+    return over_tiles(decode_tile, z, size, overlap, units=(1, vae.factor))
 
 
 def encode(
@@ -57,18 +57,13 @@ def encode(
         return vae.apply({"params": params}, tile, method="encode")
 
     convolution.check_halves(x, len(vae.channels) - 1)
-    return over_tiles(encode_tile, x, size, overlap, units=(factor(vae), 1))
+    return over_tiles(encode_tile, x, size, overlap, units=(vae.factor, 1))
 
 
 def one_by_one(function: Callable[[Array], Any], batch: Array) -> Any:
     """`function(batch)`, of one example after the other: the memory is that of one."""
     results = jax.lax.map(lambda example: function(example[None]), batch)
     return jax.tree.map(lambda result: result[:, 0], results)
-
-
-def factor(vae: AutoencoderKL) -> int:
-    """Pixels to a side of a latent."""
-    return 2 ** (len(vae.channels) - 1)
 
 
 def over_tiles(

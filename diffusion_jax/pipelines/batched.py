@@ -79,8 +79,9 @@ def all_devices() -> Mesh:
     return Mesh(np.array(jax.devices()), ("data",))
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: Any, mesh: Mesh | None = None) -> Any:
     """The same arrays on every device; once, not for every batch."""
+    mesh = all_devices() if mesh is None else mesh
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_jax.diffusion import guidance
 from diffusion_jax.diffusion.guidance import Guide
 from diffusion_jax.diffusion.samplers.integrate import Keys
-from diffusion_jax.models import clip
+from diffusion_jax.models import clip, layers
 from diffusion_jax.models.clip_towers import ClipTowers
 from diffusion_jax.models.unclip import Encoded, TextImageProjection, TextTransformer
 from diffusion_jax.pipelines import stage as stages
@@ -86,7 +86,7 @@ class Upsampler:
         self, params: Params, keys: Keys, images: Float[Array, "B h w 3"]
     ) -> Float[Array, "B H W 3"]:
         """Images in [-1, 1]."""
-        cond = Conditioning(image=resized(images, self.size))
+        cond = Conditioning(image=layers.bicubic(images, self.size))
         shape = cond.image.shape[1:]
         if self.last is None:
             x, _ = stages.sample(self.stage, params[self.name], keys, shape, cond)
@@ -311,14 +311,6 @@ def one_per_image(text: Encoded, num_images: int) -> Encoded:
             f"{num_texts} captions for {num_images} images; one for each or one for all"
         )
     return jax.tree.map(lambda a: jnp.broadcast_to(a, (num_images, *a.shape[1:])), text)
-
-
-def resized(
-    images: Float[Array, "B h w C"], size: int
-) -> Float[Array, "B size size C"]:
-    """Square images of another size: bicubic, antialiased where that is smaller."""
-    shape = (len(images), size, size, images.shape[-1])
-    return jax.image.resize(images, shape, "cubic", antialias=True)
 
 
 def two_way(stage: Stage, image: Conditioning, image_scale: Scale | None) -> Stage:

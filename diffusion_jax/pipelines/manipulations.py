@@ -23,7 +23,7 @@ from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.process import NoiseLevel, Prediction, Real
 from diffusion_jax.diffusion.samplers import ddim, inversion
 from diffusion_jax.diffusion.samplers.integrate import Keys
-from diffusion_jax.models import clip
+from diffusion_jax.models import clip, clip_towers
 from diffusion_jax.pipelines import dalle2
 from diffusion_jax.pipelines import stage as stages
 from diffusion_jax.pipelines.dalle2 import Caption, Dalle2, Heard, Scale
@@ -82,7 +82,7 @@ def encode(
         heard.cond,
         heard.null,
         scale=scale,
-        x=small(images, pipeline.size),
+        x=clip_towers.resized(images, pipeline.size),
     )
     return Code(embed, x)
 
@@ -307,13 +307,6 @@ def projected(
 
 
 # ---- what they share -----------------------------------------------------------------
-
-
-def small(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B h w C"]:
-    """Images in [-1, 1] at another size."""
-    if images.shape[1:3] == (size, size):
-        return images
-    return jnp.clip(dalle2.resized(images, size), -1.0, 1.0)
 
 
 def _redraw_all(

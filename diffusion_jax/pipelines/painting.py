@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from diffusion_jax.diffusion import denoiser
 from diffusion_jax.diffusion.denoiser import Denoiser
 from diffusion_jax.diffusion.samplers.integrate import Keys
-from diffusion_jax.pipelines import dalle2, manipulations
+from diffusion_jax.models import clip_towers
+from diffusion_jax.pipelines import dalle2
 from diffusion_jax.pipelines import stage as stages
 from diffusion_jax.pipelines.dalle2 import Dalle2, Heard, Scale
 from diffusion_jax.types import Params
@@ -57,7 +58,7 @@ def inpaint(
     painted = pipeline.upsample(params, keys, painted, num_upsamplers)
     size = painted.shape[1]
     kept = shrunk(mask, size) == 0
-    return jnp.where(kept, manipulations.small(images, size), painted)
+    return jnp.where(kept, clip_towers.resized(images, size), painted)
 
 
 def shrunk(mask: Float[Array, "B H W 1"], size: int) -> Float[Array, "B h w 1"]:

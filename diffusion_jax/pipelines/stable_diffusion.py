@@ -124,7 +124,7 @@ class StableDiffusion:
     @property
     def factor(self) -> int:
         """How many pixels a latent is wide."""
-        return 2 ** (len(self.vae.channels) - 1)
+        return self.vae.factor
 
     def latents(
         self,

@@ -8,6 +8,7 @@ import pathlib
 from absl import flags
 
 from diffusion_jax import build
+from diffusion_jax.weights import lora_files
 
 ONLY_WEIGHTS = ("variant", "ema", "tokenizer", "prediction_type", "dtype", "refiner")
 ONLY_PUBLISHED = ("max_chunks", "no_weighting")
@@ -90,7 +91,7 @@ def _check_values(chosen: flags.FlagValues) -> None:
             raise build.ConfigError(f"--{name} {value} is not a finite number")
     interval(chosen.guidance_interval)
     for word in chosen.lora:
-        file, scale = split_lora(word)
+        file, scale = lora_files.split(word)
         if not pathlib.Path(file).expanduser().exists():
             raise build.ConfigError(f"no lora {file}")
         if not math.isfinite(scale):
@@ -104,19 +105,8 @@ def interpolates(chosen: flags.FlagValues) -> bool:
 def inputs(chosen: flags.FlagValues) -> list[pathlib.Path]:
     """What the flags name to be read, be it a file or not."""
     names = [chosen[name].value for name in INPUTS]
-    names += [split_lora(word)[0] for word in chosen.lora]
+    names += [lora_files.split(word)[0] for word in chosen.lora]
     return [pathlib.Path(name).expanduser() for name in names if name is not None]
-
-
-def split_lora(word: str) -> tuple[str, float]:
-    """FILE or FILE:scale; the scale is 1 if none is given."""
-    file, colon, scale = word.rpartition(":")
-    if pathlib.Path(word).expanduser().exists():
-        return word, 1.0
-    try:
-        return (file, float(scale)) if colon else (word, 1.0)
-    except ValueError:
-        return word, 1.0
 
 
 def interval(text: str | None) -> tuple[float, float] | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from diffusion_jax.pipelines import batched
@@ -55,7 +53,7 @@ def maker(
         to_prompt: str | None = None,
         refiner_params: Params | None = None,
     ) -> Iterator[Batch]:
-        params, refiner_params = on_all_devices((params, refiner_params))
+        params, refiner_params = batched.replicate((params, refiner_params))
         for batch in batches(model, images, to_prompt, batch_size):
             on_batch(len(batch))
             chunks = num_chunks(model, batch[0], to_prompt)
@@ -70,12 +68,6 @@ def maker(
             yield batch, made
 
     return make
-
-
-def on_all_devices(params: Any) -> Any:
-    """The params where `batched.generator` puts them: once, not for every batch."""
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    return jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
 
 
 def batches(

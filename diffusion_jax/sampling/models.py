@@ -93,7 +93,7 @@ def published_sampler(scheduler: Mapping[str, Any]) -> str | None:
 
 def factor_of_weights(name: str, **where: Any) -> int:
     """How many pixels a latent of a published model is wide."""
-    return 2 ** (len(published.find(name, **where).vae["channels"]) - 1)
+    return published.find(name, **where).factor
 
 
 def check_name(kind: str, name: str | None, choices: Any) -> None:

@@ -98,7 +98,7 @@ def _make(chosen: flags.FlagValues) -> Plan:
         None if chosen.init_image is None else pictures.read(path(chosen.init_image))
     )
     model = find_model(chosen, picture)
-    loras = [conflicts.split_lora(word) for word in chosen.lora]
+    loras = [lora_files.split(word) for word in chosen.lora]
     like = model.shapes() if loras else {}
     adapted = [lora_files.load(path(file), like) for file, _ in loras]
     lines = _lines(chosen)
@@ -176,7 +176,7 @@ def _find_run(chosen: flags.FlagValues, own: Any, sizes: tuple) -> Model:
         interval=conflicts.interval(chosen.guidance_interval),
     )
     if sizes == own:
-        unit = 2 ** (len(config.vae.channels) - 1)
+        unit = build.autoencoder(config).factor
         pictures.check_fits(chosen.init_image, own, unit)
     model = trained_runs.of_run(
         workdir,
@@ -359,7 +359,7 @@ def _flags(chosen: flags.FlagValues, model: Model, batch_size: int) -> dict[str,
     if chosen.lora:
         found["lora"] = [
             f"{records.shown_path(file)}:{scale!r}"
-            for file, scale in map(conflicts.split_lora, chosen.lora)
+            for file, scale in map(lora_files.split, chosen.lora)
         ]
     if conflicts.interpolates(chosen):
         found["frames"] = chosen.frames

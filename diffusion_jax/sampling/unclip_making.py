@@ -20,7 +20,7 @@ from diffusion_jax.pipelines.batched_unclip import Scales
 from diffusion_jax.pipelines.dalle2 import Dalle2
 from diffusion_jax.pipelines.manipulations import Code
 from diffusion_jax.sampling import unclip_best, unclip_codes
-from diffusion_jax.sampling.making import Batch, on_all_devices
+from diffusion_jax.sampling.making import Batch
 from diffusion_jax.sampling.unclip_plans import Plan
 from diffusion_jax.sampling.wanted import Wanted
 from diffusion_jax.types import Params
@@ -86,7 +86,7 @@ def maker(
             yield run(steps, params, batch, rows_of(plan, batch, code), embed)
 
     def make(params: Params) -> Iterator[Batch]:
-        params = on_all_devices(params)
+        params = batched.replicate(params)
         steps = stages_of(plan)
         before, after = unclip_best.split(plan, steps)
         made = draw(before, params)

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-from diffusion_jax.weights import directory, image_config, karlo, tensors
+from diffusion_jax.weights import directory, image_config, karlo, published, tensors
 
 ID = re.compile(r"([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)")
 TIMEOUT = 10.0  # seconds
@@ -29,10 +29,6 @@ PLAIN_DIRECTORIES = ("tokenizer", "tokenizer_2", "scheduler")
 KARLO_DIRECTORIES = ("tokenizer", "feature_extractor", *karlo.SCHEDULERS)
 IS_KARLO = "text_proj/"  # which no other family has
 SUFFIXES = (".json", ".txt", ".safetensors")
-TOKENIZER_FILES = (
-    *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json"),
-)
 
 
 def find(
@@ -116,7 +112,7 @@ def choose(
             return chosen
         return _choose_below(repo, chosen, inner, variant, modules)
     if directory.INDEX not in names:
-        chosen = [name for name in names if name in TOKENIZER_FILES]
+        chosen = [name for name in names if name in published.TOKENIZER_FILES]
         if chosen:
             return chosen
         files = [f"{repo}/{name}" for name in names if name.endswith(".safetensors")]
@@ -153,7 +149,9 @@ def _choose_below(
     """Of the files of a directory in a repository: a model, a module or a tokenizer."""
     start = f"{inner}/"
     below = [name.removeprefix(start) for name in names]
-    if directory.INDEX in below or any(name in TOKENIZER_FILES[:3] for name in below):
+    if directory.INDEX in below or any(
+        name in published.TOKENIZER_FILES[:3] for name in below
+    ):
         chosen = choose(f"{repo}/{inner}", below, "", variant, modules)
     else:
         files = [name for name in below if "/" not in name]

@@ -14,6 +14,17 @@ TENSOR_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps what peft's config says
 
 
+def split(word: str) -> tuple[str, float]:
+    """FILE or FILE:scale; the scale is 1 if none is given."""
+    file, colon, scale = word.rpartition(":")
+    if not colon or pathlib.Path(word).expanduser().exists():
+        return word, 1.0
+    try:
+        return file, float(scale)
+    except ValueError:
+        return word, 1.0
+
+
 def load(path: str | pathlib.Path, like: Params) -> Lora:
     """The Lora of a file or directory, for a model of parameters `like`."""
     path = pathlib.Path(path)
@@ -25,7 +36,7 @@ def load(path: str | pathlib.Path, like: Params) -> Lora:
         raise FileNotFoundError(f"no lora at {file}")
     stored = tensors.read_header(file)
     try:
-        said = json.loads(_metadata(file).get(METADATA_KEY, "{}"))
+        said = json.loads(tensors.read_metadata(file).get(METADATA_KEY, "{}"))
         if config is not None and config.is_file():
             said |= json.loads(config.read_text(encoding="utf-8"))
         return lora.read(stored, like, metadata=said)
@@ -38,12 +49,6 @@ def _tensor_file(directory: pathlib.Path) -> pathlib.Path:
         if (directory / name).is_file():
             return directory / name
     raise FileNotFoundError(f"none of {', '.join(TENSOR_FILES)} in {directory}")
-
-
-def _metadata(file: pathlib.Path) -> dict[str, str]:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        return json.loads(opened.read(length)).get("__metadata__") or {}
 
 
 def write(path: str | pathlib.Path, saved: Lora, *, dialect: str = "diffusers") -> None:

@@ -29,6 +29,10 @@ VAE_RENAME = (
     (r"(mid_block\.attentions\.0\.)value\b", r"\1to_v"),
     (r"(mid_block\.attentions\.0\.)proj_attn\b", r"\1to_out.0"),
 )
+TOKENIZER_FILES = (  # of a CLIP tokenizer, in any of its published forms
+    *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
 POSITIONS = (r"^(text_model\.)?embeddings\.position_ids$", "")  # 0, 1, 2, ...
 PLAIN_RENAME = (POSITIONS, (r"^text_model\.", ""))
 PROJECTED_RENAME = (POSITIONS, (r"^(?=embeddings|encoder|final)", "text_model."))
@@ -52,6 +56,11 @@ class Published(NamedTuple):
     size_id_width: int = 256  # of the sinusoid of each
     zero_empty: bool = False  # the empty text is all zeros
     force_upcast: bool = True  # the autoencoder overflows float16
+
+    @property
+    def factor(self) -> int:
+        """Pixels to a side of a latent."""
+        return AutoencoderKL(**self.vae).factor
 
     @property
     def in_channels(self) -> int:
@@ -132,7 +141,7 @@ def _rename(published: Published, name: str) -> convert.Rename:
 def _inputs(published: Published, name: str) -> tuple[Any, ...]:
     """What a module is called with, as small as can be."""
     if name == "vae":
-        side = 2 ** (len(published.vae["channels"]) - 1)
+        side = published.factor
         return (components.numbers(side, side, published.vae["image_channels"]),)
     if name != "unet":
         return (components.token_ids(),)

@@ -14,7 +14,6 @@ scheduler are not in such a file.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable, Collection, Mapping
@@ -284,7 +283,7 @@ def _scheduler(
 
 def _said(path: pathlib.Path, header: Mapping[str, Stored]) -> str | None:
     """What the file says that the network predicts."""
-    metadata = read_metadata(path)
+    metadata = tensors.read_metadata(path)
     said = metadata.get("modelspec.prediction_type")
     if said is not None:
         if said not in SAID:
@@ -294,13 +293,6 @@ def _said(path: pathlib.Path, header: Mapping[str, Stored]) -> str | None:
     if families.V_MARKER in header or "v2-768-v" in architecture:
         return "v_prediction"
     return "epsilon" if "v2-512" in architecture else None
-
-
-def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
-    """The free text of a safetensors file's header."""
-    with pathlib.Path(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)).get("__metadata__") or {}
 
 
 # ---- errors -------------------------------------------------------------------------

@@ -82,6 +82,13 @@ class Stored:
 # ---- one file -----------------------------------------------------------------------
 
 
+def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
+    """The free text of a safetensors file's header."""
+    with pathlib.Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)).get("__metadata__") or {}
+
+
 def read_header(path: str | pathlib.Path) -> dict[str, Stored]:
     """The tensors of a safetensors file, not read yet."""
     path = pathlib.Path(path)

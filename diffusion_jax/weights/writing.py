@@ -16,33 +16,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
 from diffusion_jax.types import Params
+from diffusion_jax.weights import tensors as stored
 from diffusion_jax.weights.convert import to_torch, torch_key
 
 METADATA = {"format": "pt"}  # without it, transformers refuses a file
 MAX_SHARD_SIZE = 10 * 10**9  # bytes; what published models are cut into
-DTYPES = {
-    np.dtype(item): name
-    for name, item in {
-        "F64": np.float64,
-        "F32": np.float32,
-        "F16": np.float16,
-        "BF16": ml_dtypes.bfloat16,
-        "I64": np.int64,
-        "I32": np.int32,
-        "I16": np.int16,
-        "I8": np.int8,
-        "U64": np.uint64,
-        "U32": np.uint32,
-        "U16": np.uint16,
-        "U8": np.uint8,
-        "BOOL": np.bool_,
-    }.items()
-}
+NAMES = {dtype: name for name, dtype in stored.DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +67,7 @@ def write_file(
     for name in order:
         end = place + _num_bytes(tensors[name])
         header[name] = {
-            "dtype": DTYPES[_dtype(tensors, name)],
+            "dtype": NAMES[_dtype(tensors, name)],
             "shape": list(tensors[name].shape),
             "data_offsets": [place, end],
         }
@@ -200,8 +183,8 @@ def _shards(tensors: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
 
 def _dtype(tensors: Mapping[str, Any], name: str) -> np.dtype:
     dtype = np.dtype(tensors[name].dtype)
-    if dtype not in DTYPES:
-        choices = sorted(map(str, DTYPES))
+    if dtype not in NAMES:
+        choices = sorted(map(str, NAMES))
         raise ValueError(f"{name} is {dtype}, which is not written; one of {choices}")
     return dtype
 

@@ -16,15 +16,12 @@ from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.clip import CLIPText
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.types import Params
+from diffusion_jax.weights import published as published_models
 from diffusion_jax.weights import writing, writing_configs
 from diffusion_jax.weights.published import Published
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 TEXT_STEM = "model"
-TOKENIZER_FILES = (  # of a CLIP tokenizer, in any of its published forms
-    *("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
-    *("special_tokens_map.json", "added_tokens.json"),
-)
 
 
 def write(
@@ -80,7 +77,7 @@ def is_plain_text(published: Published, name: str) -> bool:
 def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
     """The files of a tokenizer, without whatever else lies beside them."""
     target.mkdir()
-    for file in TOKENIZER_FILES:
+    for file in published_models.TOKENIZER_FILES:
         if (source / file).is_file():
             shutil.copyfile(source / file, target / file)
 
@@ -95,7 +92,7 @@ def _config(name: str, published: Published, state: Mapping[str, Any]) -> dict:
             latent_scale=published.latent_scale,
             latent_shift=published.latent_shift,
             force_upcast=published.force_upcast,
-            sample_size=published.sample_size * 2 ** (len(module.channels) - 1),
+            sample_size=published.sample_size * module.factor,
         )
     fields = dict(published.texts[name])
     projection_dim = fields.pop("projection_dim", None)

@@ -210,8 +210,8 @@ def test_a_lora_is_merged_in(tmp_path):
             assert not torch.allclose(found, tensor)
         else:
             assert torch.equal(found, tensor)
-    assert export.path_and_scale(lora)[1] == 0.5
-    assert export.path_and_scale("a/b.safetensors") == ("a/b.safetensors", 1.0)
+    assert lora_files.split(lora)[1] == 0.5
+    assert lora_files.split("a/b.safetensors") == ("a/b.safetensors", 1.0)
 
 
 def test_the_command_writes_once_and_says_what_is_wrong(tmp_path):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.pipelines import dalle2
+from diffusion_jax.models import layers
 
 torch = pytest.importorskip("torch")
 
@@ -18,5 +18,5 @@ def test_resized_images_are_torch_s(size):
         mode="bicubic",
         antialias=True,
     )
-    ours = np.asarray(dalle2.resized(jax.numpy.asarray(images), size))
+    ours = np.asarray(layers.bicubic(jax.numpy.asarray(images), size))
     np.testing.assert_allclose(ours, expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)

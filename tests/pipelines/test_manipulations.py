@@ -12,6 +12,7 @@ import tiny_dalle2 as tiny
 from numpy.testing import assert_allclose
 
 from diffusion_jax.diffusion import parameterization
+from diffusion_jax.models import clip_towers
 from diffusion_jax.pipelines import batched_unclip, manipulations
 from diffusion_jax.pipelines.dalle2 import Caption
 from diffusion_jax.pipelines.manipulations import Code
@@ -77,7 +78,7 @@ def test_larger_images_are_encoded_at_the_decoder_s_size():
     large = tiny.pictures(2, size=8)
     made = jitted(manipulations.encode, corrections=3)(large, NULL)
     assert_allclose(made.embed, PIPELINE.encode_image(PARAMS, large), atol=1e-5)
-    at_size = manipulations.small(large, tiny.SIZE)
+    at_size = clip_towers.resized(large, tiny.SIZE)
     images = jitted(manipulations.redraw)(made, NULL)
     assert np.abs(images - at_size).mean() < 0.5 * np.abs(images[::-1] - at_size).mean()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from diffusion_jax.weights import scheduler_config, single_file
+from diffusion_jax.weights import scheduler_config, single_file, tensors
 from diffusion_jax.weights.single_file_families import FAMILIES
 
 SIZES = dict(b=1, c=8)  # blocks per level, channels
@@ -325,7 +325,7 @@ def test_metadata_that_is_null_says_nothing(tmp_path):
     path = tmp_path / "null.safetensors"
     header = json.dumps({"__metadata__": None}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    assert single_file.read_metadata(path) == {}
+    assert tensors.read_metadata(path) == {}
 
 
 def test_fields_that_shapes_do_not_tell_may_be_given(tmp_path):

@@ -64,7 +64,7 @@ def test_numbers_of_a_size_lie_on_multiples_of_it(tmp_path):
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    sizes = {dtype: np.dtype(item).itemsize for item, dtype in writing.DTYPES.items()}
+    sizes = {dtype: np.dtype(item).itemsize for item, dtype in writing.NAMES.items()}
     del header["__metadata__"]
     for entry in header.values():
         assert (8 + length + entry["data_offsets"][0]) % sizes[entry["dtype"]] == 0
