@@ -68,8 +68,7 @@ def find(
     directory = epath.Path(directory)
     if not directory.is_dir():
         raise build.ConfigError(f"there is no directory {directory}")
-    paths = [p for p in directory.iterdir() if (p / runs.CONFIG_FILE).exists()]
-    configs = {path: runs.read_config(path) for path in sorted(paths)}
+    configs = read_configs(directory)
     by_task: dict[str, list[epath.Path]] = {}
     for path, config in configs.items():
         by_task.setdefault(config.task.name, []).append(path)
@@ -88,6 +87,13 @@ def find(
     )
     _check_sizes(configs, decoders[0], upsamplers)
     return Found(decoders[0], chosen, tuple(upsamplers), configs)
+
+
+def read_configs(directory: epath.PathLike) -> dict[epath.Path, ConfigDict]:
+    """Those of the runs in a directory; modules of a published model are none."""
+    paths = epath.Path(directory).glob(f"*/{runs.CONFIG_FILE}")
+    configs = {path.parent: runs.read_config(path.parent) for path in sorted(paths)}
+    return {path: config for path, config in configs.items() if "task" in config}
 
 
 def _choose_prior(

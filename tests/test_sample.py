@@ -244,8 +244,9 @@ def test_images_are_kept_in_memory_only_for_what_holds_several(
     monkeypatch.setattr(sample.outputs, "save", lambda *_: None)
     monkeypatch.setattr(sample.outputs, "finish", lambda *args: kept.append(args) or [])
     one = plans.Wanted("cat", "", 0, 1.0, 0, 0)
-    batches = [([one], [image])]
-    monkeypatch.setattr(sample.making, "maker", lambda *_, **__: lambda *_: batches)
+    batches = [([one], image[None])]
+    made = lambda *_: iter(batches)
+    monkeypatch.setattr(sample.making, "maker", lambda *_, **__: made)
     found = plans.models.of_weights(str(model), plans.published.Choices())
     start = plans.Start()
     plan = Plan(found, None, [one], start, None, 1, [], [], "ddim", {}, {})

@@ -60,7 +60,7 @@ def decoder_config():
         vector="identity",
         norm_groups=4,
     )
-    config.sampling.steps = 3
+    config.sampling.update(steps=3, sampler=dict(name="ddim"))
     return config
 
 

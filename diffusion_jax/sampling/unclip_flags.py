@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from diffusion_jax import build, runs
+from diffusion_jax import build, runs, unclip_runs
 from diffusion_jax.diffusion.process import Real
 from diffusion_jax.pipelines import manipulations
 from diffusion_jax.sampling import models
@@ -140,7 +140,7 @@ def is_wanted(chosen: flags.FlagValues) -> bool:
         return chosen.pipeline == DALLE2
     root = pathlib.Path(chosen.workdir).expanduser()
     is_run = (root / runs.CONFIG_FILE).exists()
-    return not is_run and any(root.glob(f"*/{runs.CONFIG_FILE}"))
+    return not is_run and bool(unclip_runs.read_configs(root))
 
 
 def _pipeline_of(weights: str, said: str | None) -> str | None:

@@ -281,7 +281,7 @@ def test_what_does_not_fit_is_refused_by_name():
     other_guide = dataclasses.replace(tiny.DECODER, guide=guidance.apg)
     other = dataclasses.replace(pipeline, decoder=other_guide)
     raises(
-        "'apg'; one of classifier_free, two_scale",
+        "the guide 'apg', or .*; one of classifier_free, two_scale",
         lambda: other.decode(PARAMS, KEYS, heard(), image_scale=2.0),
     )
 
