@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from diffusion_jax.models import attention, layers
 
 LEGACY_EOS = 2  # old configs name this id; their end of text is the largest id
-MAX_LOG_SCALE = math.log(100.0)  # section 2.5
+MAX_SCALE = 100.0  # of the logits; section 2.5: the temperature is clipped there
+MAX_LOG_SCALE = math.log(MAX_SCALE)
 
 
 class Layer(nn.Module):
@@ -314,7 +315,6 @@ class ProjectedVision(nn.Module):
 
     vision_model: CLIPVision
     projection_dim: int = 768
-    init_logit_scale: float = 1 / 0.07  # the inverse temperature before training
 
     def setup(self) -> None:
         self.visual_projection = nn.Dense(

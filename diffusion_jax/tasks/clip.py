@@ -13,7 +13,6 @@ a device: the numbers do not depend on how many devices there are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,13 +21,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.models.clip import CLIP
+from diffusion_jax.models.clip import CLIP, MAX_LOG_SCALE, MAX_SCALE
 from diffusion_jax.tasks import sharpness
 from diffusion_jax.types import Batch, Key, Metrics, Params, Task
 
-MAX_SCALE = 100.0  # of the logits; section 2.5: the temperature is clipped there
 # A parameter and its largest value, for the optimizer to keep.
-MAXIMA = {"logit_scale": math.log(MAX_SCALE)}
+MAXIMA = {"logit_scale": MAX_LOG_SCALE}
 
 
 class Pairs(NamedTuple):
@@ -55,7 +53,7 @@ def _forward(log_scale: Array) -> tuple[Array, Array]:
 
 def _backward(log_scale: Array, gradient: Array) -> tuple[Array]:
     gradient = gradient * logit_scale(log_scale)
-    is_blocked = (log_scale >= MAXIMA["logit_scale"]) & (gradient < 0)
+    is_blocked = (log_scale >= MAX_LOG_SCALE) & (gradient < 0)
     return (jnp.where(is_blocked, 0.0, gradient),)
 
 
