@@ -17,7 +17,7 @@ from diffusion_jax.models.autoregressive_prior import AutoregressiveTransformer
 from diffusion_jax.models.clip_towers import ClipTowers
 from diffusion_jax.models.prior import condition
 from diffusion_jax.models.unclip import TextTransformer
-from diffusion_jax.tasks import clip_batches
+from diffusion_jax.tasks import clip_batches, dropping
 from diffusion_jax.tasks.prior import captions
 from diffusion_jax.types import Batch, Key, Metrics, Params, Task
 
@@ -41,8 +41,7 @@ def autoregressive_prior(
 
     A dropped caption takes the dot product of image and text with it.
     """
-    if not 0 <= caption_dropout <= 1:
-        raise ValueError(f"caption_dropout is {caption_dropout}; it must lie in [0, 1]")
+    dropping.check_rate("caption_dropout", caption_dropout)
     network = networks.prior
     embedding_codes.check(
         frozen["codes"], network.num_dims, network.num_buckets, network.num_dot_buckets
@@ -67,10 +66,9 @@ def autoregressive_prior(
         text = captions(towers, networks.text, params, frozen, batch)
         codes = embedding_codes.encode(frozen["codes"], image)
         dot = embedding_codes.dot_bucket(frozen["codes"], image, text.embed)
-        text = clip_batches.drop(key, caption_dropout, text, null)
-        # The same draw: the dot product goes with the caption.
-        dropped = jax.random.bernoulli(key, caption_dropout, dot.shape)
-        dot = jnp.where(dropped, network.num_dot_buckets, dot)
+        is_dropped = jax.random.bernoulli(key, caption_dropout, dot.shape)
+        text = dropping.drop(is_dropped, text, null)
+        dot = jnp.where(is_dropped, network.num_dot_buckets, dot)
         logits = network.apply({"params": params["prior"]}, codes, dot, condition(text))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
         value = losses.mean()

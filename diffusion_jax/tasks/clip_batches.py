@@ -8,13 +8,12 @@ A batch has `image` and `tokens`, or what the frozen towers make of them, comput
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.models.clip_towers import ClipTowers
 from diffusion_jax.models.unclip import Encoded
-from diffusion_jax.types import Batch, Key, Params
+from diffusion_jax.types import Batch, Params
 
 
 def image_embeddings(
@@ -37,13 +36,3 @@ def captions(towers: ClipTowers, frozen: Params, batch: Batch) -> Encoded:
 def as_batch(text: Encoded) -> Batch:
     """The entries by which a batch brings captions; `captions` reads them back."""
     return {"text": text.hidden, "text_embed": text.embed, "text_mask": text.mask}
-
-
-def drop(key: Key, rate: float, text: Encoded, null: Encoded) -> Encoded:
-    """Each caption replaced by the one of `null` with probability `rate`."""
-    dropped = jax.random.bernoulli(key, rate, (len(text.embed),))
-
-    def choose(given: Array, empty: Array) -> Array:
-        return jnp.where(dropped.reshape(-1, *(1,) * (given.ndim - 1)), empty, given)
-
-    return jax.tree.map(choose, text, null)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from diffusion_jax.models import clip_towers
 from diffusion_jax.models.clip_towers import ClipTowers
 from diffusion_jax.models.unclip import Encoded, TextImageProjection, TextTransformer
-from diffusion_jax.tasks import clip_batches
+from diffusion_jax.tasks import clip_batches, dropping
 from diffusion_jax.tasks.objective import Objective
 from diffusion_jax.types import Batch, Conditioning, Key, Metrics, Params, Task
 
@@ -46,9 +46,8 @@ def decoder(
     A batch may bring `image_embed` and the captions as CLIP tells them, computed once;
     see `clip_batches`. Larger images are resized.
     """
-    for name, rate in (("image", image_dropout), ("text", text_dropout)):
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{name}_dropout is {rate}; it must lie in [0, 1]")
+    dropping.check_rate("image_dropout", image_dropout)
+    dropping.check_rate("text_dropout", text_dropout)
 
     def init(key: Key) -> tuple[Params, Params]:
         keys = dict(zip(("decoder", "text_proj", "text"), jax.random.split(key, 3)))
@@ -75,10 +74,11 @@ def decoder(
             captions(networks, towers, params, frozen, told)
             for told in ({"tokens": null_tokens}, batch)
         )
-        text = clip_batches.drop(key_text, text_dropout, text, null)
-        is_dropped = jax.random.bernoulli(key_image, image_dropout, (len(x0),))
+        has_no_text = jax.random.bernoulli(key_text, text_dropout, (len(x0),))
+        has_no_image = jax.random.bernoulli(key_image, image_dropout, (len(x0),))
+        text = dropping.drop(has_no_text, text, null)
         projection = {"params": params["text_proj"]}
-        cond = networks.projection.apply(projection, image, text, is_dropped)
+        cond = networks.projection.apply(projection, image, text, has_no_image)
         variables = {"params": params["decoder"]}
 
         def network(x: Array, time: Array, cond: Conditioning) -> Array:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from diffusion_jax.models import layers
 from diffusion_jax.models.autoencoder import AutoencoderKL
 from diffusion_jax.models.text import TextEncoders
+from diffusion_jax.tasks import dropping
 from diffusion_jax.tasks.objective import Objective
 from diffusion_jax.types import Batch, Conditioning, Key, Metrics, Params, Prompt, Task
 
@@ -100,19 +101,6 @@ def draw_latent(
     return frozen["latent_scale"] * (mean + std * noise - towers.latent_shift)
 
 
-def drop_captions(
-    key: Key, rate: float, cond: Conditioning, null: Conditioning
-) -> Conditioning:
-    """Replaces a caption by the empty one with probability `rate` (arXiv:2207.12598)."""
-    dropped = jax.random.bernoulli(key, rate, (len(cond.tokens),))
-
-    def drop(given, empty):
-        is_dropped = dropped.reshape(-1, *(1,) * (given.ndim - 1))
-        return jnp.where(is_dropped, empty, given.astype(empty.dtype))
-
-    return jax.tree.map(drop, cond, null)
-
-
 def latent_diffusion(
     trained: Network,
     towers: Towers,
@@ -128,7 +116,7 @@ def latent_diffusion(
     A batch may bring `latent_mean`, `latent_std` instead of the image and `text`
     instead of the tokens: the frozen towers' outputs, computed once.
     """
-
+    dropping.check_rate("caption_dropout", caption_dropout)
     unet = trained.unet
 
     def init(key: Key) -> tuple[Params, Params]:
@@ -147,7 +135,8 @@ def latent_diffusion(
         if "text" not in batch:
             text = encode_text(towers, frozen, batch["tokens"])
         null = condition(encode_text(towers, frozen, null_tokens, is_empty=True))
-        cond = drop_captions(key_drop, caption_dropout, condition(text), null)
+        is_dropped = jax.random.bernoulli(key_drop, caption_dropout, (len(x0),))
+        cond = dropping.drop(is_dropped, condition(text), null)
 
         unet_params = trained.merge(params, frozen)
 

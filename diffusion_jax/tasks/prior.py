@@ -18,7 +18,7 @@ from diffusion_jax.models.clip import to_unit_norm
 from diffusion_jax.models.clip_towers import ClipTowers
 from diffusion_jax.models.prior import PriorTransformer, condition
 from diffusion_jax.models.unclip import Encoded, TextTransformer
-from diffusion_jax.tasks import clip_batches
+from diffusion_jax.tasks import clip_batches, dropping
 from diffusion_jax.tasks.objective import Objective
 from diffusion_jax.types import Batch, Conditioning, Key, Metrics, Params, Task
 
@@ -45,8 +45,7 @@ def prior(
     see `clip_batches`. An own text encoder reads the tokens in any case. A dropped
     caption loses its encoded text and its embedding together.
     """
-    if not 0 <= caption_dropout <= 1:
-        raise ValueError(f"caption_dropout is {caption_dropout}; it must lie in [0, 1]")
+    dropping.check_rate("caption_dropout", caption_dropout)
 
     def init(key: Key) -> tuple[Params, Params]:
         keys = dict(zip(("prior", "text"), jax.random.split(key)))
@@ -65,7 +64,8 @@ def prior(
         image = clip_batches.image_embeddings(towers, frozen, batch)
         null = captions(towers, networks.text, params, frozen, {"tokens": null_tokens})
         text = captions(towers, networks.text, params, frozen, batch)
-        given = clip_batches.drop(key_drop, caption_dropout, text, null)
+        is_dropped = jax.random.bernoulli(key_drop, caption_dropout, (len(image),))
+        given = dropping.drop(is_dropped, text, null)
 
         def network(x: Array, time: Array, cond: Conditioning) -> Array:
             return networks.prior.apply({"params": params["prior"]}, x, time, cond)
