@@ -85,8 +85,7 @@ def decoder(
             options = dict(train=True, rngs={"dropout": key_dropout})
             return networks.decoder.apply(variables, x, time, cond, **options)
 
-        values, metrics = objective.loss(key_noise, network, *objective[:-1], x0, cond)
-        return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
+        return objective.of_batch(key_noise, network, x0, cond)
 
     return Task(init, loss)
 

@@ -145,7 +145,6 @@ def latent_diffusion(
             variables = {"params": unet_params}
             return unet.apply(variables, x, time, cond, train=True, rngs=rngs)
 
-        values, metrics = objective.loss(key_noise, network, *objective[:-1], x0, cond)
-        return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
+        return objective.of_batch(key_noise, network, x0, cond)
 
     return Task(init, loss)

@@ -75,15 +75,8 @@ def prior(
             return cosines(drawn, image, text.embed)
 
         x0 = embedding_scale.standardize(frozen["embedding"], image)
-        values, metrics = objective.loss(
-            key_noise,
-            network,
-            *objective[:-1],
-            x0,
-            condition(given),
-            measure=measure,
-        )
-        return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
+        cond = condition(given)
+        return objective.of_batch(key_noise, network, x0, cond, measure=measure)
 
     return Task(init, loss)
 

@@ -40,7 +40,6 @@ def upsampler(unet: nn.Module, objective: Objective, *, size: int) -> Task:
             variables = {"params": params["upsampler"]}
             return unet.apply(variables, x, time, cond, train=True, rngs=rngs)
 
-        values, metrics = objective.loss(key_noise, network, *objective[:-1], x0, cond)
-        return values.mean(), {k: v for k, v in metrics.items() if k != "loss"}
+        return objective.of_batch(key_noise, network, x0, cond)
 
     return Task(init, loss)
