@@ -243,14 +243,19 @@ def test_cosines_tell_a_good_prior_from_a_mean_one():
     of_others = (image.sum(axis=0) - image) / (len(image) - 1)
     lazy = cosines(of_others, image, text)
     assert lazy["cos_image"] == pytest.approx(lazy["cos_baseline"], abs=1e-5)
+    of_all = cosines(jnp.broadcast_to(image.mean(axis=0), image.shape), image, text)
+    assert of_all["cos_image"] > of_all["cos_baseline"] + 1e-3  # it has the image too
     copied = cosines(text, image, text)
     assert copied["cos_text"] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_impossible_rates_and_other_codes_are_refused(name):
+def test_impossible_rates_are_refused(name):
     with pytest.raises(ValueError, match="caption_dropout is 1.5"):
         TASKS[name](caption_dropout=1.5)
+
+
+def test_codes_of_other_sizes_than_the_networks_are_refused():
     with pytest.raises(ValueError, match="codes of 3 components, 5 buckets and 4"):
         autoregressive.autoregressive_prior(
             autoregressive.Networks(CODES.clone(num_buckets=6)),
