@@ -320,7 +320,7 @@ class SpatialTransformer(nn.Module):
 class AddedKVAttention(nn.Module):
     """Self-attention whose keys and values are preceded by those of the tokens.
 
-    One softmax over both (GLIDE, arXiv:2112.10741, section 2.3); without tokens, plain
+    One softmax over both (GLIDE, arXiv:2112.10741, section 4.1); without tokens, plain
     self-attention, as in the middle of the autoencoder.
     """
 

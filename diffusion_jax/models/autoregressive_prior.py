@@ -25,8 +25,8 @@ from diffusion_jax.types import Conditioning, KeysValues
 class AutoregressiveTransformer(nn.Module):
     """Codes, dot product and caption (tokens, mask, vector) -> logits of every code.
 
-    All components share one table of buckets, whose place says which one it is of. A
-    dot product of `num_dot_buckets` means that it is unknown.
+    All components share one table of buckets; which one a code is of, its place says.
+    A dot product of `num_dot_buckets` means that it is unknown.
     """
 
     embed_dim: int = 1024

@@ -32,9 +32,15 @@ def fit(
 ) -> Params:
     """params["codes"] of pairs of the data; on the host, in float64.
 
-    As many components as explain that share of the variance around the mean, unless
-    their number is given. The numbers of all are the sizes of the arrays.
+    As many components K as explain that share of the variance around the mean, unless
+    `num_dims` is given. How many there are of all is in the shapes: mean [P],
+    axes [P, K], centres [num_buckets, K], dot_edges [num_dot_buckets - 1].
     """
+    if num_buckets < 2 or num_dot_buckets < 1:
+        raise ValueError(
+            f"num_buckets={num_buckets}, num_dot_buckets={num_dot_buckets}; "
+            "2 and 1 at least"
+        )
     if len(image_embed) != len(text_embed) or len(image_embed) < 2:
         raise ValueError(
             f"codes of {len(image_embed)} images and {len(text_embed)} texts; "
@@ -132,7 +138,7 @@ def decode(codes: Params, buckets: Int[Array, "B K"]) -> Float[Array, "B P"]:
 def bucket_width(codes: Params) -> Float[Array, "K"]:
     """How wide the buckets of each component are."""
     centres = codes["centres"]
-    return (centres[-1] - centres[0]) / max(len(centres) - 1, 1)
+    return (centres[-1] - centres[0]) / (len(centres) - 1)
 
 
 def dot_bucket(

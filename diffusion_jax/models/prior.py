@@ -1,4 +1,4 @@
-"""The network of the diffusion prior: (noised image embedding, time, caption) -> "B P".
+"""The network of the diffusion prior: what a noised image embedding was, of a caption.
 
 Ramesh et al. (2022, arXiv:2204.06125, section 2.2): a decoder-only transformer with a
 causal mask reads the encoded text, the text embedding, the time, the noised image
@@ -124,10 +124,6 @@ class PriorTransformer(nn.Module):
         )
         return project(norm(h[:, -1]))
 
-    def _dense(self, name: str, width: int) -> nn.Dense:
-        init = layers.fan_in_init
-        return nn.Dense(width, kernel_init=init, dtype=self.dtype, name=name)
-
     def _noised_tokens(
         self, x: Float[Array, "B P"], time: Float[Array, "B"], width: int
     ) -> list[Float[Array, "B 1 E"]]:
@@ -136,8 +132,10 @@ class PriorTransformer(nn.Module):
             width, self.dtype, self.time_width, name="time_embedding"
         )
         time = embed_time(layers.sinusoid(time, width))
+        init = layers.fan_in_init
+        embed = nn.Dense(width, kernel_init=init, dtype=self.dtype, name="proj_in")
         last = self.param(
             "prd_embedding", nn.initializers.normal(0.02), (1, 1, width)
         ).astype(time.dtype)
         last = jnp.broadcast_to(last, (len(x), 1, width))
-        return [time[:, None], self._dense("proj_in", width)(x)[:, None], last]
+        return [time[:, None], embed(x)[:, None], last]

@@ -34,7 +34,7 @@ def text_mask(tokens: Int[Array, "B L"], eos_id: int) -> Bool[Array, "B L"]:
 
 
 class TextTransformer(nn.Module):
-    """The text encoder that is trained with a prior or a decoder (arXiv:2112.10741, 2.3).
+    """The text encoder that is trained with a prior or a decoder (arXiv:2112.10741, 4.1).
 
     Every token sees every other; the caption as a whole is the state of its end. With
     no layers it is the embedding of tokens and their places.

@@ -111,6 +111,8 @@ def test_buckets_of_the_dot_product_have_equal_mass_and_its_order():
         (dict(num_dims=21), "num_dims=21 of embeddings of 20"),
         (dict(num_dims=0), "num_dims=0"),
         (dict(explained=1.5), "explained=1.5"),
+        (dict(num_buckets=1), "num_buckets=1, .*; 2 and 1 at least"),
+        (dict(num_dot_buckets=0), "num_dot_buckets=0; 2 and 1 at least"),
     ],
 )
 def test_impossible_codes_are_refused(options, error):
