@@ -215,7 +215,7 @@ def limited(
         guided = guide(denoise, cond, null, scale, **options)
 
         def plain(x: Float[Array, "B *d"], level: NoiseLevel) -> Prediction:
-            return denoise(x, level, _stack((cond,), len(x)))
+            return denoise(x, level, stacked((cond,), len(x)))
 
         def denoise_at(x: Float[Array, "B *d"], level: NoiseLevel) -> Prediction:
             ratio = level.sigma / level.alpha
@@ -316,12 +316,12 @@ def _predictions(
     num = len(conds)
     # A level per example is repeated with the batch; one for all stays as it is.
     levels = jax.tree.map(lambda a: jnp.tile(a, num) if a.ndim else a, level)
-    pred = denoise(jnp.concatenate([x] * num), levels, _stack(conds, len(x)))
+    pred = denoise(jnp.concatenate([x] * num), levels, stacked(conds, len(x)))
     parts = [slice(i * len(x), (i + 1) * len(x)) for i in range(num)]
     return [jax.tree.map(lambda a, part=part: a[part], pred) for part in parts]
 
 
-def _stack(conds: tuple[Conditioning, ...], batch: int) -> Conditioning:
+def stacked(conds: tuple[Conditioning, ...], batch: int) -> Conditioning:
     """The conditioning of the batches on top of each other, each broadcast to `batch`."""
     fields = {}
     for name, *given in zip(Conditioning._fields, *conds):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.diffusion import guidance
 from diffusion_jax.diffusion.samplers import integrate
 from diffusion_jax.diffusion.samplers.integrate import Keys
 from diffusion_jax.models.autoregressive_prior import AutoregressiveTransformer
@@ -66,7 +67,8 @@ def sample(
     batch, variables = len(dot), {"params": params}
     if null is not None:
         unknown = jnp.full_like(dot, network.num_dot_buckets)
-        cond, dot = doubled(cond, null, batch), jnp.concatenate([dot, unknown])
+        cond = guidance.stacked((cond, null), batch)
+        dot = jnp.concatenate([dot, unknown])
 
     def guided(logits: Array) -> Array:
         if null is None:
@@ -94,13 +96,3 @@ def sample(
     final = pick(keys[-1], last, temperature)
     codes = jnp.concatenate([codes, final[None]]).T
     return codes, jnp.concatenate([traced, last[None]])
-
-
-def doubled(cond: Conditioning, null: Conditioning, batch: int) -> Conditioning:
-    """The captions, and behind them as many empty ones."""
-
-    def stack(given: Array, empty: Array) -> Array:
-        empty = jnp.broadcast_to(empty, (batch, *empty.shape[1:]))
-        return jnp.concatenate([given, empty.astype(given.dtype)])
-
-    return jax.tree.map(stack, cond, null)
