@@ -87,13 +87,13 @@ def _image_text(record, rng, *, tokenizer, image_size, crop, flip, confuse):
     image = images.square(image, image_size, crop=crop, rng=rng)
     if flip:
         image = images.flip(image, rng)
-    pixels = {"image": images.to_float(image)}
+    made = {"image": images.to_float(image)}
     if tokenizer is None:
-        return pixels
-    pixels["tokens"] = tokenizer([record.caption])[0]
+        return made
+    made["tokens"] = tokenizer([record.caption])[0]
     if confuse is not None:
-        pixels["false_tokens"] = tokenizer([confuse(rng, record.caption)])[0]
-    return pixels
+        made["false_tokens"] = tokenizer([confuse(rng, record.caption)])[0]
+    return made
 
 
 def _read(index: int, rng: np.random.Generator, *, source, example) -> dict:

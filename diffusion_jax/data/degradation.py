@@ -50,7 +50,10 @@ def blur(
     size: int = 3,
     sigma: float = 0.6,
 ) -> Pixels:
-    """Bicubic downsampling, then in some of the images a Gaussian blur."""
+    """Bicubic downsampling, then in a share `probability` of the images a Gaussian blur.
+
+    `size` and `sigma` are in pixels of the small image.
+    """
     small = shrink(image, times)
     if rng.random() >= probability:
         return small
@@ -75,6 +78,7 @@ def bsr(
     last. Milder ranges that have been used are width=0.25, noise=(2, 8),
     quality=(80, 95) (Rombach et al., 2022, arXiv:2112.10752, appendix D.6.1).
     """
+    check_sides(image, times)
     if times == 4 and rng.random() < HALVED_FIRST:
         image, times = downsample(image, 2, rng), 2
     steps = [
@@ -178,11 +182,16 @@ def shrink(
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Pixels:
     """A `times`-th of both sides, within [-1, 1]."""
+    check_sides(image, times)
+    size = tuple(side // times for side in image.shape[:2])
+    return np.clip(images.resize(image, size, resample=resample), -1, 1)
+
+
+def check_sides(image: Pixels, times: int) -> None:
+    """Raises unless both sides are a multiple of `times`."""
     height, width = image.shape[:2]
     if height % times or width % times:
         raise ValueError(f"{height} x {width} pixels do not shrink {times} times")
-    size = (height // times, width // times)
-    return np.clip(images.resize(image, size, resample=resample), -1, 1)
 
 
 def gaussian(

@@ -103,9 +103,9 @@ def resize(
     Of a `box` (left, top, right, bottom) alone, as it is in the resized whole: at its
     border the pixels around it count too.
     """
-    channels = np.moveaxis(np.ascontiguousarray(image, np.float32), -1, 0)
+    channels = np.ascontiguousarray(np.moveaxis(image, -1, 0), np.float32)
     resized = [
         Image.fromarray(channel).resize(size[::-1], resample, box)
-        for channel in np.ascontiguousarray(channels)
+        for channel in channels
     ]
     return np.stack(resized, axis=-1)

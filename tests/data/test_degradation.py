@@ -214,6 +214,9 @@ def test_a_box_is_resized_as_the_whole_is():
     np.testing.assert_allclose(part, whole[8:24, 12:36], atol=1e-6)
 
 
-def test_sides_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="30 x 30 pixels do not shrink 4 times"):
-        degradation.none(picture(side=32)[:30, :30], 4, RNG(0))
+@pytest.mark.parametrize("kind", KINDS)
+def test_sides_that_do_not_divide_are_refused_whatever_is_drawn(kind):
+    image = picture(side=32)[:30, :30]
+    for seed in range(8):
+        with pytest.raises(ValueError, match="30 x 30 pixels do not shrink 4 times"):
+            KINDS[kind](image, 4, RNG(seed))
