@@ -39,6 +39,10 @@ def prior_cosines(
     shapes = {np.shape(a) for a in (drawn, image_embed, text_embed)}
     if len(shapes) != 1 or len(drawn) < 2:
         raise ValueError(f"embeddings of shapes {sorted(shapes)}; two rows at least")
+    if np.shape(mean) != np.shape(drawn)[1:]:
+        raise ValueError(
+            f"a mean of shape {np.shape(mean)} of embeddings of {np.shape(drawn)}"
+        )
     drawn, image, text = map(unit_vectors, (drawn, image_embed, text_embed))
     centre = unit_vectors(np.asarray(mean)[None])
 

@@ -31,7 +31,7 @@ def write_on(
     if not text.strip():
         raise ValueError(f"nothing to write: {text!r}")
     if not 0 < width <= 1:
-        raise ValueError(f"a paper of width {width:g} of the image; from 0 to 1")
+        raise ValueError(f"a paper of width {width:g} of the image; in (0, 1]")
     paper = label(text, round(width * image.shape[1]), image.shape[0] // 2)
     top, left = (
         min(max(round(at * size - length / 2), 0), max(size - length, 0))

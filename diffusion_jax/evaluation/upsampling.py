@@ -24,6 +24,8 @@ class Score(NamedTuple):
 
 
 class Comparison(NamedTuple):
+    """An upsampler and the interpolation that it must beat, of the same small images."""
+
     upsampled: Score
     bicubic: Score
 

@@ -40,3 +40,5 @@ def test_what_are_no_pairs_is_refused():
         prior_cosines(IMAGE[:7], IMAGE, TEXT, MEAN)
     with pytest.raises(ValueError, match="two rows"):
         prior_cosines(IMAGE[:1], IMAGE[:1], TEXT[:1], MEAN)
+    with pytest.raises(ValueError, match=r"a mean of shape \(5,\) of .* \(50, 12\)"):
+        prior_cosines(IMAGE, IMAGE, TEXT, MEAN[:5])

@@ -45,5 +45,6 @@ def test_a_tiny_image_can_be_written_on():
 def test_nothing_to_write_and_impossible_papers_are_refused():
     with pytest.raises(ValueError, match="nothing to write"):
         typographic.write_on(GREY, " ")
-    with pytest.raises(ValueError, match="width 1.5"):
-        typographic.write_on(GREY, "cat", width=1.5)
+    for width in (0.0, 1.5):
+        with pytest.raises(ValueError, match=rf"width {width:g} .*; in \(0, 1\]"):
+            typographic.write_on(GREY, "cat", width=width)
