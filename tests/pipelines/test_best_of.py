@@ -53,6 +53,18 @@ def test_keys_must_be_as_many_for_each_caption():
         )
 
 
+@pytest.mark.parametrize(
+    ("seen", "wanted", "expected"),
+    [(4, None, 0), (6, None, 1), (16, None, 2), (32, None, 2), (16, 1, 1)],
+)
+def test_clip_chooses_before_what_enlarges_beyond_its_sight(seen, wanted, expected):
+    """The decoder makes 4 pixels, the upsamplers 8 and 16; CLIP sees so many."""
+    image = tiny.TOWERS.image.clone(vision_model=tiny.VISION.clone(image_size=seen))
+    towers = dataclasses.replace(tiny.TOWERS, image=image)
+    pipeline = dataclasses.replace(tiny.PIPELINE, clip=towers)
+    assert best_of.num_before_choice(pipeline, wanted) == expected
+
+
 def test_probabilities_of_labels_follow_the_cosines():
     labels = jnp.eye(3)
     images = jnp.array([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
