@@ -162,8 +162,8 @@ def programs(pipeline: Dalle2, num_upsamplers: int | None = None) -> Stages:
 def mapped(function: Callable, *, batch_size: int) -> Callable[..., Iterator[Any]]:
     """A function of (params, rows, *others) that yields `function` of every batch.
 
-    For manipulations: it compiles once, `rows` are arrays with a leading axis N, the
-    others are for all, and so are the results' leading axes those of the batch.
+    For manipulations; it compiles once. `rows` are arrays with a leading axis N, what
+    `function` makes has the batch's, and the others are for all.
     """
     mesh = batched.all_devices()
     program = jax.jit(function)

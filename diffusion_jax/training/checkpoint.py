@@ -243,7 +243,7 @@ def save_params(directory: epath.PathLike, params: Params) -> None:
 
 
 def stored_fingerprint(directory: epath.PathLike) -> dict[str, int]:
-    """That of what `save_params` wrote, by name; reads the header of the file alone."""
+    """The fingerprint of what `save_params` wrote; only the file's header is read."""
     path = epath.Path(directory) / PARAMS_FILE
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}; save_params writes it")
