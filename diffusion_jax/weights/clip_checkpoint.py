@@ -55,10 +55,12 @@ def read(
     """The CLIP of a directory, or of a file of OpenAI's or OpenCLIP's names.
 
     A file does not say its `activation`, unless it holds OpenAI's own numbers: it is
-    "quick_gelu" for OpenAI's weights and "gelu" for most of OpenCLIP's.
+    "quick_gelu" for OpenAI's weights and "gelu" for most of OpenCLIP's. Only a directory
+    of transformers has a `variant`.
     """
     path = pathlib.Path(path)
     if path.is_file():
+        _check_no_variant(path, variant)
         return _of_file(path, activation)
     if not path.is_dir():
         raise FileNotFoundError(f"no directory and no file {path}")
@@ -67,7 +69,11 @@ def read(
     is_open_clip = (path / OPEN_CLIP_CONFIG).is_file()
     names = [file.name for file in path.iterdir()]
     has_both = CONFIG in names and tensors.variants(names)
-    made = _open_clip(path) if is_open_clip and not has_both else _whole(path, variant)
+    if is_open_clip and not has_both:
+        _check_no_variant(path, variant)
+        made = _open_clip(path)
+    else:
+        made = _whole(path, variant)
     if any((path / name).is_file() for name in TOKENIZER_FILES):
         made = made._replace(tokenizer=path)
     return made
@@ -95,6 +101,11 @@ def load_params(
     like = components.shape(module(published), *inputs, dtype=dtype)
     part = Component(like, published.tensors, RENAME)
     return components.load({"clip": part}, place=place)["clip"]
+
+
+def _check_no_variant(path: pathlib.Path, variant: str | None) -> None:
+    if variant is not None:
+        raise ValueError(f"variant {variant!r} of {path}, which has only one")
 
 
 def _whole(path: pathlib.Path, variant: str | None) -> PublishedClip:

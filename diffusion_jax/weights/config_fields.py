@@ -141,6 +141,15 @@ def per_level(value: Any, num_levels: int, name: str, problems: list[str]) -> tu
     return value
 
 
+def indivisible(given: Mapping[str, Any], **parts: str) -> list[str]:
+    """Of fields that must divide others (heads="width"), those that do not."""
+    return [
+        f"{name} = {given[name]} for {whole} = {given[whole]}"
+        for name, whole in parts.items()
+        if given[name] < 1 or given[whole] % given[name]
+    ]
+
+
 def read_json(path: str | pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file."""
     path = pathlib.Path(path)

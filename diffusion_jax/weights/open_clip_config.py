@@ -81,6 +81,11 @@ PREPROCESSING: dict[str, Field] = {
     "fill_color": without_effect("nothing is filled"),
 }
 
+DIVISIBLE = {
+    "vision_cfg": dict(head_width="width", patch_size="image_size"),
+    "text_cfg": dict(heads="width"),
+}
+
 
 def read(config: Mapping[str, Any]) -> dict[str, Any]:
     """`text`, `vision`, `projection_dim`, `image_mean` and `image_std`.
@@ -100,6 +105,12 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, (part, table) in parts.items():
         given[name], wrong = config_fields.read(part, table)
         problems += [f"{name}: {problem}" for problem in wrong]
+    if not problems:
+        problems = [
+            f"{name}: {problem}"
+            for name, parts in DIVISIBLE.items()
+            for problem in config_fields.indivisible(given[name], **parts)
+        ]
     if problems:
         raise config_fields.Refused(WHAT, problems)
     model, vision, text, pixels = given.values()

@@ -10,7 +10,6 @@ from diffusion_jax.weights.config_fields import Field, honoured, only, without_e
 
 CLASS = "CLIPVisionModelWithProjection"
 _OF_TEXT = ("vocab_size", "max_position_embeddings", "eos_token_id")
-_TRAINING = "of training only"
 
 TABLE: dict[str, Field] = {
     **{
@@ -40,7 +39,11 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
         raise config_fields.Refused(CLASS, [f"it is of a {others[0]}"])
     given, problems = config_fields.read(config, TABLE)
     if not problems:
-        problems = _sizes(given)
+        problems = config_fields.indivisible(
+            given, num_attention_heads="hidden_size", patch_size="image_size"
+        )
+        if not given["projection_dim"]:
+            problems.append("projection_dim = null")
     if problems:
         raise config_fields.Refused(CLASS, problems)
     return dict(
@@ -53,16 +56,3 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
         activation=given["hidden_act"],
         projection_dim=given["projection_dim"],
     )
-
-
-def _sizes(given: Mapping[str, Any]) -> list[str]:
-    """What does not divide, or is not there."""
-    problems = [
-        f"{name} = {given[name]} for {of} = {given[of]}"
-        for name, of in (
-            ("num_attention_heads", "hidden_size"),
-            ("patch_size", "image_size"),
-        )
-        if given[name] < 1 or given[of] % given[name]
-    ]
-    return problems + ([] if given["projection_dim"] else ["projection_dim = null"])

@@ -127,6 +127,9 @@ def test_a_config_of_another_model_is_refused_by_field(reader, config, message):
         ("vision_cfg", "pool_type", "avg"),
         ("vision_cfg", "layers", [3, 4, 6, 3]),
         ("vision_cfg", "no_ln_pre", True),
+        ("vision_cfg", "head_width", 72),
+        ("vision_cfg", "patch_size", 15),
+        ("text_cfg", "heads", 7),
         ("text_cfg", "hf_model_name", "roberta"),
         ("text_cfg", "no_causal_mask", True),
         ("text_cfg", "embed_cls", True),
@@ -138,7 +141,7 @@ def test_an_open_clip_of_other_parts_is_refused_by_field(part, name, value):
     there = config if part in config else config["model_cfg"]
     open_clip_config.read(config)
     there[part][name] = value
-    with pytest.raises(config_fields.Refused, match=f"{part}.*{name}"):
+    with pytest.raises(config_fields.Refused, match=f"{part}: .*{name}"):
         open_clip_config.read(config)
 
 
@@ -271,6 +274,10 @@ def test_places_without_a_clip_are_named(tmp_path, write):
     (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"PK")
     with pytest.raises(ValueError, match="only a pickle; make it safe"):
         clip_checkpoint.read(tmp_path)
+    with pytest.raises(ValueError, match="variant 'fp16' of .*, which has only one"):
+        clip_checkpoint.read(tmp_path, variant="fp16")
     path = write({"text_model.embeddings.x": np.zeros(1)})
+    with pytest.raises(ValueError, match="variant 'fp16' of .*, which has only one"):
+        clip_checkpoint.read(path, variant="fp16")
     with pytest.raises(ValueError, match="transformers' names; give its directory"):
         clip_checkpoint.read(path)
