@@ -1,4 +1,4 @@
-"""CLIP as torch modules under its original names, and as transformers would write it."""
+"""CLIP as torch modules under its original names."""
 
 from collections import OrderedDict
 

@@ -13,13 +13,12 @@ from tests import tiny_karlo
 from tests.tiny_karlo import change_json
 
 BOTH = {*karlo.SHARED} & {*karlo.MODULES}
-FOUR = ("320", "640", "960", "1280")
 RESNETS = dict(
     down_block_types=[tiny_karlo.RESNET_DOWN] * 4,
     up_block_types=[tiny_karlo.RESNET_UP] * 4,
 )
 PUBLISHED_LEVELS = dict(
-    layers_per_block=3, block_out_channels=[*map(int, FOUR)], norm_num_groups=32
+    layers_per_block=3, block_out_channels=[320, 640, 960, 1280], norm_num_groups=32
 )
 PUBLISHED = {
     "prior": dict(_class_name="PriorTransformer"),
