@@ -189,7 +189,7 @@ def test_decoder_agrees(fields):
     theirs = unclip_dirs.make_decoder(fields)
     read = unclip_unet_config.read_decoder(config(theirs))
     module = UNet(**read.fields)
-    x, tokens, vector = normal(2, 8, 8, 3), normal(2, 9, CONTEXT), None
+    x, tokens = normal(2, 8, 8, 3), normal(2, 9, CONTEXT)
     vector = normal(2, read.time_width)
     time, mask = np.array([3.0, 740.0], np.float32), np.arange(9) < [[9], [5]]
     cond = Conditioning(*map(jnp.asarray, (tokens, mask, vector)))
