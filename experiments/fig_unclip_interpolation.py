@@ -8,7 +8,6 @@ of the way how many images show the first caption and how many the second, and h
 their embeddings are to the first image's; the curves of it, and the images of some.
 """
 
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax import command
-from diffusion_jax.evaluation import grids, retrieval
+from diffusion_jax.evaluation import grids
 from diffusion_jax.pipelines import manipulations
 from experiments import scenes_stack, unclip_figures
 from experiments.scenes_stack import Scenes, Subject
@@ -33,7 +32,6 @@ PANELS = {
 }
 
 
-@functools.cache
 def interpolator(subject: Subject, is_fixed: bool) -> Callable:
     """(codes of both ends, empty text, shares) -> images at the decoder's size."""
 
@@ -47,16 +45,6 @@ def interpolator(subject: Subject, is_fixed: bool) -> Callable:
     return subject.program(interpolate, PAIRS_AT_ONCE)
 
 
-def interpolated(
-    subject: Subject, ends: tuple[Scenes, Scenes], is_fixed: bool
-) -> np.ndarray:
-    """Images at full size: a row for each pair."""
-    codes = tuple(subject.encode(scenes.images) for scenes in ends)
-    small = interpolator(subject, is_fixed)(codes, subject.null, np.float32(SHARES))
-    large = subject.enlarge(small.reshape(-1, *small.shape[2:]))
-    return large.reshape(*small.shape[:2], *large.shape[1:])
-
-
 def ends_of(subject: Subject, num_pairs: int) -> tuple[Scenes, Scenes]:
     """Pairs of images of one object each."""
     single = scenes_stack.single_objects(subject.scenes("validation", 6 * num_pairs))
@@ -66,9 +54,11 @@ def ends_of(subject: Subject, num_pairs: int) -> tuple[Scenes, Scenes]:
 def run(subject: Subject, shared: Setting, table: pathlib.Path) -> np.ndarray:
     """Measures what the table does not have yet; the images of the first pairs."""
     ends = ends_of(subject, shared["num_pairs"])
+    codes = tuple(subject.encode(scenes.images) for scenes in ends)
     shown = []
     for way, is_fixed in {ARC: False, FIXED: True}.items():
-        images = interpolated(subject, ends, is_fixed)
+        draw_small = interpolator(subject, is_fixed)
+        images = subject.enlarge(draw_small(codes, subject.null, np.float32(SHARES)))
         shown.append(images[:NUM_SHOWN])
         for i, share in enumerate(SHARES):
             setting = {**shared, "way": way, "share": share}
@@ -84,8 +74,7 @@ def measure(
     """What one image of each pair shows."""
     first, second = (scenes_stack.accuracy_of(images, e.captions) for e in ends)
     embeds = map(subject.embed_images, (images, ends[0].images))
-    here, there = map(retrieval.unit_vectors, embeds)
-    cosine = float(np.sum(here * there, axis=1).mean())
+    cosine = scenes_stack.mean_cosine(*embeds)
     return {"first": first.fraction, "second": second.fraction, "cosine": cosine}
 
 

@@ -8,7 +8,6 @@ of variance that they explain and how many images still show their caption; the 
 of it, and the images of some.
 """
 
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -38,7 +37,6 @@ def counts_of(width: int) -> tuple[int, ...]:
     return (*(count for count in powers if count < width), width)
 
 
-@functools.cache
 def reconstructor(subject: Subject, counts: tuple[int, ...]) -> Callable:
     """(codes, components, empty text) -> images of each number of components."""
 
@@ -51,26 +49,17 @@ def reconstructor(subject: Subject, counts: tuple[int, ...]) -> Callable:
     return subject.program(reconstruct, IMAGES_AT_ONCE)
 
 
-def reconstructions(
-    subject: Subject, images: np.ndarray, fitted: np.ndarray, counts: tuple[int, ...]
-) -> np.ndarray:
-    """Images at full size, a row for each image."""
-    _, axes = embedding_codes.principal_components(fitted.astype(np.float64))
-    mean, components = (np.float32(a) for a in (fitted.mean(axis=0), axes.T))
-    run = reconstructor(subject, counts)
-    small = run(subject.encode(images), mean, components, subject.null)
-    large = subject.enlarge(small.reshape(-1, *small.shape[2:]))
-    return large.reshape(*small.shape[:2], *large.shape[1:])
-
-
 def run(subject: Subject, shared: Setting, out: pathlib.Path) -> None:
     """What the table does not have yet, and the pictures of the first images."""
     num_images = shared["num_images"]
     scenes = subject.scenes("validation", num_images)
     fitted = subject.embed_images(subject.scenes("train", NUM_FITTED).images)
-    variances, _ = embedding_codes.principal_components(fitted.astype(np.float64))
+    variances, axes = embedding_codes.principal_components(fitted.astype(np.float64))
     counts = counts_of(len(variances))
-    images = reconstructions(subject, scenes.images, fitted, counts)
+    mean, components = (np.float32(a) for a in (fitted.mean(axis=0), axes.T))
+    draw_small = reconstructor(subject, counts)
+    code = subject.encode(scenes.images)
+    images = subject.enlarge(draw_small(code, mean, components, subject.null))
     table = out / "unclip_pca.csv"
     for i, count in enumerate(counts):
         setting = {**shared, "components": count}

@@ -21,7 +21,6 @@ from diffusion_jax.pipelines import batched_unclip, best_of, manipulations
 from diffusion_jax.pipelines.batched_unclip import Rows, Scales
 from diffusion_jax.pipelines.dalle2 import Dalle2
 from diffusion_jax.pipelines.manipulations import Code
-from diffusion_jax.pipelines.priors import DiffusionPrior
 from diffusion_jax.pipelines.stage import image_keys
 from diffusion_jax.types import Params
 
@@ -110,10 +109,11 @@ class Subject:
     def enlarge(
         self, images: np.ndarray, *, first: int = 0, last: int | None = None, seed=0
     ) -> np.ndarray:
-        """Through the upsamplers [first, last); default: all."""
+        """Through the upsamplers [first, last), default all; rows of images as rows."""
+        rows, images = images.shape[:-3], images.reshape(-1, *images.shape[-3:])
         for upsample in self._upsample[first:last]:
             images = upsample((images, np.arange(len(images))), seed)
-        return images
+        return images.reshape(*rows, *images.shape[1:])
 
     @property
     def num_before_clip(self) -> int:
@@ -209,11 +209,17 @@ class Subject:
 
     # ---- of several stacks and priors ------------------------------------------------
 
-    def with_prior(self, prior: DiffusionPrior, **measured: jax.Array) -> "Subject":
-        """The same weights, but the prior is sampled so, of which it may ask numbers."""
+    def with_prior_stage(self, **choices: object) -> "Subject":
+        """The same weights, but the stage of the diffusion prior has these fields."""
+        prior = self.pipeline.prior
+        stage = dataclasses.replace(prior.stage, **choices)
+        prior = dataclasses.replace(prior, stage=stage)
         pipeline = dataclasses.replace(self.pipeline, prior=prior)
-        params = {**self.params, **measured}
-        stack = self.stack._replace(pipeline=pipeline, params=params)
+        return dataclasses.replace(self, stack=self.stack._replace(pipeline=pipeline))
+
+    def with_params(self, **others: jax.Array) -> "Subject":
+        """With these among its parameters."""
+        stack = self.stack._replace(params={**self.params, **others})
         return dataclasses.replace(self, stack=stack)
 
 
@@ -268,9 +274,13 @@ def accuracy_of(images: np.ndarray, captions: Sequence[str]) -> accuracy.Accurac
 
 def clip_score(subject: Subject, images: np.ndarray, captions: Sequence[str]) -> float:
     """The mean cosine of images and captions."""
-    pairs = subject.embed_images(images), subject.embed_texts(captions)
-    image, text = map(retrieval.unit_vectors, pairs)
-    return float(np.sum(image * text, axis=1).mean())
+    return mean_cosine(subject.embed_images(images), subject.embed_texts(captions))
+
+
+def mean_cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """Of embeddings, row by row."""
+    one, other = map(retrieval.unit_vectors, (one, other))
+    return float(np.sum(one * other, axis=1).mean())
 
 
 def single_objects(scenes: Scenes) -> Scenes:

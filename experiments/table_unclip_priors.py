@@ -9,7 +9,6 @@ prior has to beat), the share of decoded images that show their caption, and the
 that all embeddings of a split take; and the bars of it.
 """
 
-import dataclasses
 import pathlib
 import time
 from collections.abc import Mapping
@@ -37,38 +36,33 @@ PANELS = {
 
 
 def analytic(subject: Subject) -> Subject:
-    """The diffusion prior by Analytic-DPM, whose variances training images tell."""
-    prior = subject.pipeline.prior
-    stage = dataclasses.replace(prior.stage, sampler=analytic_dpm.analytic_dpm)
-    prior = dataclasses.replace(prior, stage=stage)
+    """By as many steps of Analytic-DPM, whose variances training images tell."""
+    subject = subject.with_prior_stage(sampler=analytic_dpm.analytic_dpm, steps=STEPS)
     scenes = subject.scenes("train", FITTED_BATCHES * scenes_stack.BATCH)
-    embeds = subject.embed_images(scenes.images)
-    tokens = subject.tokens(scenes.captions)
+    rows = subject.embed_images(scenes.images), subject.tokens(scenes.captions)
 
     @jax.jit
     def estimate(params, key, image_embed, tokens):
         text = subject.pipeline.encode_text(params, tokens).prior
+        prior = subject.pipeline.prior
         return priors.estimate_eps_power(prior, params, key, image_embed, text)
 
-    parts = (np.split(rows, FITTED_BATCHES) for rows in (embeds, tokens))
+    batches = zip(*(np.split(a, FITTED_BATCHES) for a in rows), strict=True)
     powers = [
         estimate(subject.params, jax.random.key(i), *batch)
-        for i, batch in enumerate(zip(*parts, strict=True))
+        for i, batch in enumerate(batches)
     ]
-    return subject.with_prior(prior, eps_power=sum(powers) / len(powers))
+    return subject.with_params(eps_power=sum(powers) / len(powers))
 
 
 def subjects(directory: str) -> dict[str, Subject]:
     """By the names of their rows; weights of the first and the last are other ones."""
     diffusion = scenes_stack.load(directory, prior="prior")
-    prior = diffusion.pipeline.prior
-    stage = dataclasses.replace(prior.stage, steps=STEPS)
-    longer = diffusion.with_prior(dataclasses.replace(prior, stage=stage))
-    sampler = diffusion.stack.configs["prior"].sampling.sampler.name
+    usual = diffusion.stack.configs["prior"].sampling.sampler.name
     return {
-        f"diffusion, {sampler}, {prior.stage.steps} steps": diffusion,
-        f"diffusion, {sampler}, {STEPS} steps": longer,
-        f"diffusion, Analytic-DPM, {STEPS} steps": analytic(longer),
+        f"diffusion, {usual}, {diffusion.pipeline.prior.stage.steps} steps": diffusion,
+        f"diffusion, {usual}, {STEPS} steps": diffusion.with_prior_stage(steps=STEPS),
+        f"diffusion, Analytic-DPM, {STEPS} steps": analytic(diffusion),
         "autoregressive": scenes_stack.load(directory, prior="codes_prior"),
     }
 
@@ -83,8 +77,7 @@ def measure(subject: Subject, num_captions: int, mean: np.ndarray) -> dict[str, 
         embed = subject.draw_embedding(captions)  # compiled above
         result["seconds"] = time.monotonic() - start
         images = subject.enlarge(subject.draw(captions, embed=embed))
-        share = scenes_stack.accuracy_of(images, captions).fraction
-        result[f"accuracy_{name}"] = share
+        result[f"accuracy_{name}"] = scenes_stack.accuracy_of(images, captions).fraction
     return result
 
 

@@ -107,7 +107,9 @@ def draw_lines(
     figures.save_figure(figure, out, metadata={"rows": str(len(rows))})
 
 
-def draw_bars(rows: Rows, name: str, panels: Mapping[str, str], out: pathlib.Path):
+def draw_bars(
+    rows: Rows, name: str, panels: Mapping[str, str], out: pathlib.Path
+) -> None:
     """A panel for each column (name -> label), in it a bar for each row, by its `name`."""
     figure = figures.new_figure(0.9 + 0.42 * len(rows))
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)

@@ -22,9 +22,9 @@ ENTRY_POINTS = {
     "command",
     "convert_pickle",
     "evaluate",
+    "export",
     "finetuning",
     "frozen_towers",
-    "export",
     "inspect",
     "previews",
     "published",
@@ -38,9 +38,11 @@ ENTRY_POINTS = {
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((ROOT / "experiments").glob("*.py"))
+FIGURES = [path for path in SCRIPTS if path.name.startswith(("fig_", "table_"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
 NOT_IN_THE_PACKAGE = {"torch", "torchvision", "tensorflow", "diffusers"}
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
+MAX_LINES_OF_A_FIGURE = 120
 
 
 def name_of(path):
@@ -114,6 +116,11 @@ def test_files_and_functions_stay_short(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1
             assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=name_of)
+def test_scripts_of_figures_and_tables_are_shorter_still(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES_OF_A_FIGURE
 
 
 @pytest.mark.parametrize("path", FILES + SCRIPTS + CONFIGS, ids=name_of)

@@ -77,7 +77,6 @@ def test_an_edit_succeeds_that_changes_the_colour_and_nothing_else():
     drawn, _ = random_scenes(80)
     drawn = [scene for scene in drawn if len(scene.objects) == 1][:12]
     colours = ["blue" if s.objects[0].colour != "blue" else "red" for s in drawn]
-    captions = [f"a {s.objects[0].size} {s.objects[0].shape}" for s in drawn]
     captions = [
         f"a {s.objects[0].size} {colour} {s.objects[0].shape}"
         for s, colour in zip(drawn, colours, strict=True)
@@ -86,10 +85,8 @@ def test_an_edit_succeeds_that_changes_the_colour_and_nothing_else():
         with_object(s, colour=colour, rgb=scenes.PALETTE[colour])
         for s, colour in zip(drawn, colours, strict=True)
     ]
-    moved = [with_object(s, x=1 - s.objects[0].x, y=0.3) for s in right]
     moved = [
-        with_object(s, x=0.7 if before.objects[0].x < 0.5 else 0.3)
-        for s, before in zip(moved, drawn, strict=True)
+        with_object(s, x=0.7 if s.objects[0].x < 0.5 else 0.3, y=0.3) for s in right
     ]
     grown = [with_object(s, radius=10 / 32 - s.objects[0].radius) for s in right]
     originals = rendered(drawn)
@@ -264,6 +261,21 @@ def subject_of(value, steps=3, **others):
     config = ConfigDict(dict(sampling=dict(steps=steps)))
     stack = unclip_runs.Stack(None, params, None, {"decoder": config})
     return scenes_stack.Subject(stack)
+
+
+def test_rows_of_images_are_enlarged_as_rows():
+    subject = subject_of(0.0)
+
+    def double(rows, seed):
+        images, index = rows
+        return images.repeat(2, axis=1).repeat(2, axis=2) + index[:, None, None, None]
+
+    subject.__dict__["_upsample"] = [double, double]
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 3))
+    flat = subject.enlarge(images.reshape(6, 4, 4, 3))
+    assert flat.shape == (6, 16, 16, 3)
+    rows = subject.enlarge(images)
+    np.testing.assert_array_equal(rows, flat.reshape(2, 3, 16, 16, 3))
 
 
 def test_rows_of_another_setting_are_neither_taken_for_measured_nor_drawn(tmp_path):
