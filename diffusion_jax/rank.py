@@ -14,11 +14,9 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jaxtyping import Float
@@ -29,10 +27,12 @@ from diffusion_jax.evaluation import zero_shot
 from diffusion_jax.models.clip import CLIP, MAX_LOG_SCALE, ProjectedVision
 from diffusion_jax.models.clip_towers import ClipTowers
 from diffusion_jax.models.text import ProjectedText
+from diffusion_jax.pipelines import batched_unclip
 from diffusion_jax.types import Params
 from diffusion_jax.weights import clip_checkpoint
 
 BATCH_SIZE = 32
+ONLY_WEIGHTS = ("tokenizer", "activation", "variant")
 
 
 class Ranker(NamedTuple):
@@ -44,11 +44,12 @@ class Ranker(NamedTuple):
     scale: float  # of the cosines
 
     def captions(
-        self, image: Float[np.ndarray, "H W 3"], texts: Sequence[str]
-    ) -> zero_shot.Ranked:
-        """Which text describes an image in [-1, 1] best."""
+        self, pictures: Sequence[Float[np.ndarray, "_ _ 3"]], texts: Sequence[str]
+    ) -> list[zero_shot.Ranked]:
+        """For every square image in [-1, 1], which text describes it best."""
         found = self.embed_texts(texts)
-        return zero_shot.rank(self.embed_images([image])[0], found, self.scale)
+        images = self.embed_images(pictures)
+        return [zero_shot.rank(image, found, self.scale) for image in images]
 
     def images(
         self, text: str, pictures: Sequence[Float[np.ndarray, "_ _ 3"]]
@@ -59,23 +60,22 @@ class Ranker(NamedTuple):
 
     def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "N E"]:
         """Of unit norm."""
-        encode = jax.jit(lambda p, tokens: self.towers.encode_text(p, tokens).embed)
-        return self._batched(encode, self.tokenizer(texts))
+
+        def encode(params, tokens):
+            return self.towers.encode_text(params, tokens).embed
+
+        return self._of_rows(encode, self.tokenizer(texts))
 
     def embed_images(
         self, pictures: Sequence[Float[np.ndarray, "_ _ 3"]]
     ) -> Float[np.ndarray, "N E"]:
         """Of unit norm; all of one size."""
-        return self._batched(jax.jit(self.towers.encode_image), np.stack(pictures))
+        return self._of_rows(self.towers.encode_image, np.stack(pictures))
 
-    def _batched(self, encode, rows: np.ndarray) -> np.ndarray:
+    def _of_rows(self, encode: Callable, rows: np.ndarray) -> np.ndarray:
         size = min(BATCH_SIZE, len(rows))
-        padded = np.concatenate([rows, rows[:1].repeat(-len(rows) % size, axis=0)])
-        parts = [
-            np.asarray(encode(self.params, jnp.asarray(padded[i : i + size])))
-            for i in range(0, len(padded), size)
-        ]
-        return np.concatenate(parts)[: len(rows)]
+        run = batched_unclip.mapped(encode, batch_size=size)
+        return np.concatenate(list(run(self.params, rows)))
 
 
 def split(model: CLIP, params: Params, **normalisation) -> tuple[ClipTowers, Params]:
@@ -99,10 +99,16 @@ def of_run(workdir: str, *, step: int | None = None) -> Ranker:
 
 
 def of_weights(
-    path: str, *, tokenizer: str | None = None, activation: str | None = None
+    path: str,
+    *,
+    tokenizer: str | None = None,
+    activation: str | None = None,
+    variant: str | None = None,
 ) -> Ranker:
     """A published CLIP; `tokenizer` and `activation` where its files do not say."""
-    found = clip_checkpoint.read(pathlib.Path(path).expanduser(), activation=activation)
+    found = clip_checkpoint.read(
+        pathlib.Path(path).expanduser(), activation=activation, variant=variant
+    )
     place = found.tokenizer if tokenizer is None else pathlib.Path(tokenizer)
     if place is None:
         raise build.ConfigError(
@@ -151,6 +157,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "Where a file does not say: quick_gelu for OpenAI's weights.",
         **named,
     )
+    flags.DEFINE_string("variant", None, "Of a directory's files: fp16.", **named)
     flags.DEFINE_multi_string("image", [], "A picture; may be given often.", **named)
     flags.DEFINE_multi_string("caption", [], "A text; may be given often.", **named)
     flags.DEFINE_bool("json", False, "Print one JSON line for each list.", **named)
@@ -160,9 +167,9 @@ def check(values: flags.FlagValues) -> None:
     """Raises for a call that ranks nothing, before any weights are read."""
     if (values.weights is None) == (values.workdir is None):
         raise build.ConfigError("give --weights or --workdir, and not both")
-    of_weights_only = values.tokenizer is not None or values.activation is not None
-    if values.workdir is not None and of_weights_only:
-        raise build.ConfigError("--tokenizer and --activation are for --weights")
+    for name in ONLY_WEIGHTS:
+        if values.workdir is not None and values[name].value is not None:
+            raise build.ConfigError(f"--{name} is for --weights")
     if values.weights is not None and values.step is not None:
         raise build.ConfigError("--step is for --workdir")
     if not values.image or not values.caption:
@@ -178,9 +185,8 @@ def load(values: flags.FlagValues) -> Ranker:
     if values.workdir is not None:
         return of_run(values.workdir, step=values.step)
     try:
-        return of_weights(
-            values.weights, tokenizer=values.tokenizer, activation=values.activation
-        )
+        options = {name: values[name].value for name in ONLY_WEIGHTS}
+        return of_weights(values.weights, **options)
     except ValueError as error:
         raise build.ConfigError(str(error)) from error
 
@@ -195,9 +201,7 @@ def run(values: flags.FlagValues) -> None:
         (text,) = values.caption
         show(text, values.image, ranker.images(text, pictures), as_json=values.json)
         return
-    texts = ranker.embed_texts(values.caption)
-    for path, image in zip(values.image, ranker.embed_images(pictures)):
-        ranked = zero_shot.rank(image, texts, ranker.scale)
+    for path, ranked in zip(values.image, ranker.captions(pictures, values.caption)):
         show(path, values.caption, ranked, as_json=values.json)
 
 

@@ -65,44 +65,26 @@ def test_lists_agree_with_the_embeddings(model, capsys):
     assert [line.split()[1] for line in lines] == [paths[i] for i in order]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "give --weights or --workdir"),
-        (["--weights", "x", "--workdir", "y"], "not both"),
-        (["--weights", "x", "--step", 1], "--step is for --workdir"),
-        (["--workdir", "x", "--activation", "gelu"], "are for --weights"),
-        (["--weights", "x", "--caption", "a"], "at least one --image"),
-        (["--weights", "x", "--image", "PNG", "--caption", "a"], "nothing to rank"),
-        (
-            [
-                "--weights",
-                "x",
-                "--image",
-                "none.png",
-                "--caption",
-                "a",
-                "--caption",
-                "b",
-            ],
-            "no image none.png",
-        ),
-        (
-            ["--weights", "x", "--image", "PNG", "--caption", "a", "--caption", "b"],
-            "no directory and no file x",
-        ),
-        (
-            ["--weights", "FILE", "--image", "PNG", "--caption", "a", "--caption", "b"],
-            "has no tokenizer",
-        ),
-        (
-            ["--workdir", "x", "--image", "PNG", "--caption", "a", "--caption", "b"],
-            "x holds no run",
-        ),
-    ],
-)
-def test_a_wrong_call_is_one_line(words, message, model):
+# what the error must say -> the words of the call
+WRONG = {
+    "give --weights or --workdir": "",
+    "not both": "--weights x --workdir y",
+    "--step is for --workdir": "--weights x --step 1",
+    "--activation is for --weights": "--workdir x --activation gelu",
+    "--variant is for --weights": "--workdir x --variant fp16",
+    "at least one --image": "--weights x --caption a",
+    "nothing to rank": "--weights x --image PNG --caption a",
+    "no image none.png": "--weights x --image none.png --caption a --caption b",
+    "no directory and no file x": "--weights x --image PNG --caption a --caption b",
+    "has no tokenizer": "--weights FILE --image PNG --caption a --caption b",
+    "x holds no run": "--workdir x --image PNG --caption a --caption b",
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_wrong_call_is_one_line(message, model):
     places = {"PNG": model / "0.png", "FILE": model / "clip.safetensors"}
+    words = (places.get(word, word) for word in WRONG[message].split())
     with pytest.raises(SystemExit, match=f"^error: .*{message}") as stopped:
-        entry_points.rank(*(places.get(word, word) for word in words))
+        entry_points.rank(*words)
     assert "\n" not in stopped.value.code
