@@ -142,14 +142,14 @@ def run(chosen: flags.FlagValues) -> None:
     if chosen.list_samplers:
         print(reports.samplers_and_grids())
         return
-    is_unclip, directories = unclip_flags.is_wanted(chosen), []
+    is_unclip = unclip_flags.is_wanted(chosen)
     if is_unclip:
-        directories = unclip_flags.directories(chosen)
         plan, inputs = unclip_plans.make(chosen), unclip_flags.inputs(chosen)
+        directories = unclip_flags.directories(chosen)
         warnings, planned = unclip_reports.warnings, unclip_reports.planned
     else:
         unclip_flags.check_absent(chosen)
-        plan, inputs = plans.make(chosen), conflicts.inputs(chosen)
+        plan, inputs, directories = plans.make(chosen), conflicts.inputs(chosen), []
         warnings, planned = reports.cut, reports.planned
     for line in warnings(plan):
         print(f"warning: {line}", file=sys.stderr)

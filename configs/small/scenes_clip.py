@@ -12,9 +12,8 @@ from configs.small import shapes_clip
 def get_config(variant: str = "") -> ConfigDict:
     config = shapes_clip.get_config()
     config.clip.projection_dim = 96
-    config.clip.init_logit_scale = (
-        100.0  # keeps images and texts apart, as in large CLIPs
-    )
+    # Keeps images and texts apart, as in large CLIPs.
+    config.clip.init_logit_scale = 100.0
     config.data.hard_negatives = "scenes"  # which word goes with which
     config.num_steps = 1000
     return common.runlocal(config) if variant == "runlocal" else config

@@ -2,8 +2,8 @@
 
 python -m diffusion_jax.train --config configs/small/scenes_decoder.py --workdir runs/scenes/decoder
 
-Ramesh et al. (2022, arXiv:2204.06125, section 2.1) in small: one attention head in
-place of eight, and the hidden states of CLIP as the encoded caption, as in Karlo.
+Ramesh et al. (2022, arXiv:2204.06125, section 2.1) in small: two attention heads at
+every level, and the hidden states of CLIP as the encoded caption, as in Karlo.
 """
 
 from ml_collections import ConfigDict
