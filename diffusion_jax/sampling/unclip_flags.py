@@ -34,13 +34,13 @@ ONLY_STABLE_DIFFUSION = (
     *("height", "width", "to_seed", "guidance_rescale", "guidance_interval"),
     *("strength", "latents"),
 )
-SHARED = (  # by all modes
+SHARED = (  # by all modes of both pipelines
     *("pipeline", "weights", "workdir", "variant", "dtype", "seed", "first_index"),
     *("batch", "pad_batch", "steps", "grid", "guidance", "out", "array", "overwrite"),
     *("list_samplers", "dry_run"),
 )
 OF_UPSAMPLERS = ("upsampler_steps", "upsampler_sampler", "upsampler_grid")
-OWN = (  # of those, what Stable Diffusion has not
+OWN = (  # of all modes, but not of Stable Diffusion
     *("mode", "image_weights", "checkpoints", "num_upsamplers"),
     *OF_UPSAMPLERS,
 )
@@ -106,24 +106,24 @@ def define(here: dict) -> None:
     text("image_weights", None, "Lends CLIP's tower of images.", **here)
     text("prior", None, "The run of a prior, where there are two.", **here)
     text("checkpoints", None, "RUN=STEP,...: of runs; else the newest.", **here)
-    whole("prior_steps", None, "Of the prior.", lower_bound=1, **here)
-    number("prior_guidance", None, "Of the prior.", **here)
-    text("prior_sampler", None, "Of the prior.", **here)
-    text("prior_grid", None, "Of the prior.", **here)
+    for name in ("sampler", "grid"):
+        text(f"prior_{name}", None, f"--{name} of the prior.", **here)
+    whole("prior_steps", None, "--steps of the prior.", lower_bound=1, **here)
+    number("prior_guidance", None, "--guidance of the prior.", **here)
     whole("candidates", None, "Embeddings to choose from.", lower_bound=1, **here)
-    number("image_guidance", None, "Of the embedding without the caption.", **here)
+    number("image_guidance", None, "--guidance of the embedding alone.", **here)
     for name in ("steps", "sampler", "grid"):
-        text(f"upsampler_{name}", None, "One for all, or A,B: for each.", **here)
-    whole("num_upsamplers", None, "0: as decoded.", lower_bound=0, **here)
-    whole("best_of", None, "Images of which CLIP chooses.", lower_bound=2, **here)
+        text(f"upsampler_{name}", None, f"--{name} of all, or A,B: of each.", **here)
+    whole("num_upsamplers", None, "How many enlarge; all.", lower_bound=0, **here)
+    whole("best_of", None, "Images of which CLIP takes one.", lower_bound=2, **here)
     bounds = dict(lower_bound=0.0, upper_bound=1.0)
     number("eta", None, "How far from the image, 0 to 1.", **bounds, **here)
-    whole("corrections", None, "Of each step backwards.", lower_bound=0, **here)
+    whole("corrections", None, "Of steps to a picture's noise.", lower_bound=0, **here)
     text("to_image", None, "Interpolate to this picture.", **here)
     flags.DEFINE_bool("fixed_noise", False, "One noise for all frames.", **here)
-    text("before", None, "What the picture shows.", **here)
+    text("before", None, "A caption of the picture.", **here)
     flags.DEFINE_multi_float("theta", [], "How far to change it; 0.5.", **here)
-    flags.DEFINE_multi_integer("dims", [], "So many components.", **here)
+    flags.DEFINE_multi_integer("dims", [], "Components to keep; repeatable.", **here)
     text("components", None, "A directory of pictures that have them.", **here)
 
 
