@@ -37,11 +37,11 @@ UPSAMPLERS = ("super_res_first", "super_res_last")  # the latter takes the last 
 
 
 class StageChoices(NamedTuple):
-    """How to sample one stage; None is as the model was published."""
+    """How to sample one stage."""
 
     steps: int
     guidance: float = 1.0  # the scale; below 1 it counts as 1, no guidance
-    sampler: str | None = None
+    sampler: str | None = None  # None: as the model was published
     grid: str | None = None
 
 
@@ -98,15 +98,13 @@ def find(
                 f"{each} is of a {kind}, which is no unCLIP; one of "
                 f"{', '.join(karlo.PIPELINES)}"
             )
-    paths = [hub.find(str(name), variant=variant)]
+    path, other = hub.find(str(name), variant=variant), None
     if image_name is not None:
         other = hub.find(str(image_name), variant=variant, modules=karlo.LENT)
-        paths.append(other)
-    for path in paths:
-        if not path.is_dir():
-            raise build.ConfigError(f"{path} is a file; an unCLIP is a directory")
-    other = paths[1] if len(paths) > 1 else None
-    return karlo.read(paths[0], image_directory=other, variant=variant)
+    for each in (path, other):
+        if each is not None and not each.is_dir():
+            raise build.ConfigError(f"{each} is a file; an unCLIP is a directory")
+    return karlo.read(path, image_directory=other, variant=variant)
 
 
 def load_tokenizer(found: PublishedUnclip) -> captions.Tokenizer:

@@ -94,18 +94,14 @@ def of_weights(
         raise build.ConfigError(
             f"{len(chosen.upsamplers)} upsamplers are told how to sample; {name} has 1"
         )
-    default = published_unclip.Choices()
-    stages = dict(prior=chosen.prior, decoder=chosen.decoder)
-    stages["super_res"] = (*chosen.upsamplers, Choices())[0]
-    options: dict[str, Any] = {
-        stage: getattr(default, stage)._replace(**_said(choices))
-        for stage, choices in stages.items()
-    }
-    if chosen.candidates is not None:
-        options["candidates"] = chosen.candidates
-    if dtype is not None:
-        options["dtype"] = dtype
-    choices = default._replace(**options)
+    usual = published_unclip.Choices()
+    (super_res,) = chosen.upsamplers or (Choices(),)
+    choices = usual._replace(
+        prior=usual.prior._replace(**_said(chosen.prior._asdict())),
+        decoder=usual.decoder._replace(**_said(chosen.decoder._asdict())),
+        super_res=usual.super_res._replace(**_said(super_res._asdict())),
+        **_said(dict(candidates=chosen.candidates, dtype=dtype)),
+    )
     pipeline = published_unclip.plan(found, choices)
     return Model(
         pathlib.PurePath(name).name or name,
@@ -115,8 +111,9 @@ def of_weights(
     )
 
 
-def _said(choices: Choices) -> dict[str, Any]:
-    return {k: v for k, v in choices._asdict().items() if v is not None}
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 # ---- runs of our own -----------------------------------------------------------------
@@ -219,7 +216,7 @@ def prior_config(config: ConfigDict, chosen: Chosen) -> ConfigDict:
             )
     config = ConfigDict(config.to_dict())
     given = dict(guidance=chosen.prior.guidance, candidates=chosen.candidates)
-    config.sampling.update({k: v for k, v in given.items() if v is not None})
+    config.sampling.update(_said(given))
     return config
 
 

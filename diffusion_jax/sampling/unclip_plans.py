@@ -326,7 +326,7 @@ PATHS = (
     *("weights", "image_weights", "workdir", "init_image", "to_image", "mask"),
     "components",
 )
-SHARED = (
+RECORDED = (
     *PATHS,
     *("variant", "dtype", *unclip_flags.OF_PRIOR, "sampler", "grid"),
     *("image_guidance", *unclip_flags.OF_UPSAMPLERS),
@@ -340,7 +340,7 @@ def _flags(
 ) -> dict[str, Any]:
     """The flags that all images share, in a form that makes the same again."""
     found: dict[str, Any] = dict(pipeline=unclip_flags.DALLE2, mode=chosen.mode)
-    for name in SHARED:
+    for name in RECORDED:
         value = chosen[name].value
         if value is None or value is False:
             continue

@@ -25,9 +25,8 @@ def planned(plan: Plan) -> str:
         if name in used:
             sampler = plan.sampler if name == "decoder" else None
             lines += of_stage(name, stage, sampler, guidance.get(name, stage.guidance))
-    num = len(plan.images)
     choice = f", each the best of {plan.best_of}" if plan.best_of > 1 else ""
-    lines.append(f"images: {num}{choice}, {plan.batch_size} at a time")
+    lines.append(f"images: {len(plan.images)}{choice}, {plan.batch_size} at a time")
     texts = [text for text in texts_of(plan) if text]
     lines += [f"prompt: {text!r}" for text in texts[:SHOWN]]
     return "\n".join(lines + [f"and {len(texts) - SHOWN} more"] * (len(texts) > SHOWN))

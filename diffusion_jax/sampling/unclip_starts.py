@@ -39,7 +39,7 @@ def read(chosen: flags.FlagValues, side: int | None) -> Start:
         if picture.width != picture.height:
             cropped.append(chosen[flag].value)
         found[name] = _to_array(picture, side)
-        if chosen.mask is not None:
+        if name == "image" and chosen.mask is not None:
             mask = pictures.read_mask(plans.path(chosen.mask), picture)
             found["mask"] = _to_mask(mask, side, chosen.mask)
     if chosen.components is not None:

@@ -196,8 +196,7 @@ def check_complete(
         raise FileNotFoundError(f"{directory.INDEX} is not there")
     kinds = (*directory.PLAIN, *directory.XL, *karlo.PIPELINES)
     index = directory.read_index(root, kinds)
-    is_karlo = index["_class_name"] in karlo.PIPELINES
-    if is_karlo:
+    if index["_class_name"] in karlo.PIPELINES:
         parts, known = karlo.components(root, index, modules), karlo.MODULES
         if modules is not None:
             variant = karlo.variant_there(root, parts, variant)
