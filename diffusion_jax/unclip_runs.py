@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 from etils import epath
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, runs
@@ -39,7 +40,7 @@ class Found(NamedTuple):
     configs: dict[epath.Path, ConfigDict]
 
     @property
-    def read(self) -> tuple[epath.Path, ...]:
+    def wanted(self) -> tuple[epath.Path, ...]:
         """Those whose weights are wanted."""
         prior = () if self.prior is None else (self.prior,)
         return (self.decoder, *prior, *self.upsamplers)
@@ -198,7 +199,7 @@ def read(
 
 def check_steps(found: Found, steps: Mapping[str, int]) -> None:
     """Raises for a run that is not read, or a step of which it has no checkpoint."""
-    paths = {path.name: path for path in found.read}
+    paths = {path.name: path for path in found.wanted}
     for name, step in steps.items():
         if name not in paths:
             raise build.ConfigError(
@@ -239,11 +240,11 @@ def know_data(
     encoder = build.unclip.own_text(run.config, run.tokenizer)
 
     @jax.jit
-    def estimate(trained: Params, frozen: Params, params: Params) -> Params:
+    def estimate(trained: Params, frozen: Params, params: Params) -> Array:
         pairs = frozen[PAIRS]
         text = prior_task.captions(towers, encoder, trained, frozen, pairs)
-        return priors.with_eps_power(
+        return priors.estimate_eps_power(
             prior, params, jax.random.key(0), pairs["image_embed"], text
         )
 
-    return params | {"eps_power": estimate(run.params, run.frozen, params)["eps_power"]}
+    return params | {"eps_power": estimate(run.params, run.frozen, params)}
