@@ -108,16 +108,19 @@ def test_the_stages_make_one_pipeline(trained):
         assert np.abs(images[0] - images[1]).max() > 1e-3
 
 
-def test_a_prior_of_analytic_dpm_knows_its_data(trained, tmp_path):
-    """Whatever the number of steps; the variance it adds follows the data."""
+def test_a_prior_of_analytic_dpm_knows_its_data(trained):
+    """A share for each of the steps that are chosen, beside all that it knew before."""
     run = runs.load(trained / "prior")
     config = ConfigDict(run.config.to_dict())
     config.sampling.sampler = dict(name="analytic_dpm")
+    config.sampling.steps = 3
     prior = build.unclip.prior_of(config, run.tokenizer, run.frozen)
     params = build.unclip.prior_params(run.params, run.frozen)
-    power = unclip_runs.know_data(run, params, prior)["eps_power"]
-    assert power.shape == (config.sampling.steps,)
+    told = unclip_runs.know_data(run, params, prior)
+    power = told.pop("eps_power")
+    assert power.shape == (3,)
     assert np.all((power >= 0) & (power <= 1))
+    assert told.keys() == params.keys()
     without = run._replace(frozen={k: v for k, v in run.frozen.items() if k != PAIRS})
     with pytest.raises(build.ConfigError, match="this run keeps none"):
         unclip_runs.know_data(without, params, prior)
@@ -148,6 +151,10 @@ def test_runs_that_do_not_go_together_are_named(trained, tmp_path):
         ("codes_prior", {"codes.num_dims": 9}, "num_dims 9: CLIP's embeddings have 8"),
         ("prior", {"loss": dict(name="hybrid")}, "'hybrid' of a prior"),
         ("prior", {"prior.layers": 1}, "'layers'.*num_layers"),
+        ("prior", {"sampling.candidates": 0}, "sampling.candidates is 0; at least 1"),
+        ("codes_prior", {"sampling.top": 2.0}, "sampling.top is 2.0; a share"),
+        ("codes_prior", {"sampling.temperature": -1.0}, "temperature is -1.0; 0 or"),
+        ("clip", {"task.sam_rhoo": 0.1}, "'sam_rhoo': did you mean 'sam_rho'"),
         ("prior", {"embedding_scale.name": "papers"}, "did you mean 'paper'"),
         ("decoder", {"task.image_dropout": 2.0}, "image_dropout is 2.0"),
         ("decoder", {"unet.vector": "none"}, "a decoder hears the image"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from typing import Any
 
 import jax.numpy as jnp
@@ -104,13 +103,11 @@ def _clip_task(config, tokenizer, frozen, initial) -> Task:
 
 def _clip_options(config: ConfigDict) -> dict[str, Any]:
     options = {name: value for name, value in config.task.items() if name != "name"}
-    allowed = inspect.signature(clip_task.check_batch).parameters
-    for option in options:
-        if option not in list(allowed)[1:]:
-            choices = nearest(option, list(allowed)[1:])
-            raise ConfigError(f"task has no option {option!r}: {choices}")
+    batch_size = config.batch_size // config.accumulate
+    check_batch = functools.partial(clip_task.check_batch, batch_size)
+    check_options("task", check_batch, options)
     try:
-        clip_task.check_batch(config.batch_size // config.accumulate, **options)
+        check_batch(**options)
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
     return options

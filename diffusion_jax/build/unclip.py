@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -43,10 +42,13 @@ from diffusion_jax.types import Params, Task
 
 DIFFUSION, AUTOREGRESSIVE = "diffusion_prior", "autoregressive_prior"
 DECODER = "decoder"
-TASKS = (DIFFUSION, AUTOREGRESSIVE, DECODER)
-RATES_OF_PRIORS = ("caption_dropout",)
-RATES = {DECODER: ("image_dropout", "text_dropout")}
-SCALES = ("embedding", "codes")
+RATES = {  # at which captions and images are dropped, by task
+    DIFFUSION: ("caption_dropout",),
+    AUTOREGRESSIVE: ("caption_dropout",),
+    DECODER: ("image_dropout", "text_dropout"),
+}
+TASKS = tuple(RATES)
+DERIVED = ("embedding", "codes")  # of embeddings, by what froze a prior's towers
 OF_PRIOR = ("candidates", "temperature", "top", "guidance")  # options of sampling
 
 
@@ -92,7 +94,7 @@ def own_text(
 def dropout(config: ConfigDict) -> dict[str, float]:
     """How often captions and images are dropped: all the options that the tasks have."""
     options = {name: value for name, value in config.task.items() if name != "name"}
-    allowed = RATES.get(config.task.name, RATES_OF_PRIORS)
+    allowed = RATES[config.task.name]
     for name, rate in options.items():
         if name not in allowed:
             raise ConfigError(f"task has no option {name!r}: {nearest(name, allowed)}")
@@ -185,16 +187,15 @@ def decoder_task(config, tokenizer, frozen, initial) -> Task:
     parts = decoder_tasks.Networks(
         networks.unet(config), projection(config), own_text(config, tokenizer)
     )
-    make = functools.partial(
-        decoder_tasks.decoder,
+    return decoder_tasks.decoder(
         parts,
         clip_towers(config, tokenizer),
         objective(config),
         frozen,
         jnp.asarray(tokenizer([""])),
         size=config.decoder_size,
+        **dropout(config),
     )
-    return make(**dropout(config))
 
 
 def check_lengths(config: ConfigDict, length: int) -> None:
@@ -238,9 +239,23 @@ def check(config: ConfigDict) -> None:
                 "unet.vector is 'none'; a decoder hears the image: one of"
                 " ['identity', 'add_embedding', 'class_embedding']"
             )
+    if config.task.name != DECODER:
+        check_draws(config)
     dropout(config)
     if "text" in config:
         check_options("text", TextTransformer, config.text)
+
+
+def check_draws(config: ConfigDict) -> None:
+    """Raises for what a prior would refuse when it is first sampled, in the training."""
+    said = {name: config.sampling.get(name, 1) for name in OF_PRIOR}
+    for name, is_right, wanted in (
+        ("candidates", said["candidates"] >= 1, "at least 1"),
+        ("temperature", said["temperature"] >= 0, "0 or more"),
+        ("top", 0 < said["top"] <= 1, "a share in (0, 1]"),
+    ):
+        if not is_right:
+            raise ConfigError(f"sampling.{name} is {said[name]}; {wanted}")
 
 
 # ---- the pipeline of several runs ----------------------------------------------------
@@ -259,7 +274,7 @@ def decoder_params(trained: Params, frozen: Params) -> Params:
 
 def prior_params(trained: Params, frozen: Params) -> Params:
     """What a pipeline takes of a prior's run, besides CLIP."""
-    params = {name: frozen[name] for name in SCALES if name in frozen}
+    params = {name: frozen[name] for name in DERIVED if name in frozen}
     params["prior"] = trained["prior"]
     return params | ({"prior_text": trained["text"]} if "text" in trained else {})
 
@@ -275,19 +290,14 @@ def dalle2(
     `prior` is the config of its run and what that froze; `upsamplers` are in order, by
     the names of their weights in params.
     """
-    fields: dict[str, Any] = {}
-    if prior is not None:
-        fields["prior_text"] = own_text(prior[0], tokenizer)
-    made = {
-        name: upsampler.upsampler(c, name) for name, c in (upsamplers or {}).items()
-    }
+    upsamplers = upsamplers or {}
     return Dalle2(
         clip_towers(config, tokenizer),
         None if prior is None else prior_of(prior[0], tokenizer, prior[1]),
         projection(config),
         pipelines.stage(config),
         config.decoder_size,
-        tuple(made.values()),
+        tuple(upsampler.upsampler(one, name) for name, one in upsamplers.items()),
+        prior_text=None if prior is None else own_text(prior[0], tokenizer),
         decoder_text=own_text(config, tokenizer),
-        **fields,
     )
