@@ -28,6 +28,7 @@ from diffusion_jax.tasks import clip_batches, latent_diffusion, tower_cache
 from diffusion_jax.training import checkpoint
 from diffusion_jax.types import Batch, Params
 
+CACHES = ("cache_latents", "cache_embeddings")  # options of a config
 ENCODING_BATCH = 256
 NUM_FITTED = 100_000  # embeddings from which a scale or codes are made
 PAIRS = "pairs"  # of captions and embeddings, kept for samplers that must know the data
@@ -187,13 +188,6 @@ def _first(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _wants_cache(config: ConfigDict) -> str | None:
-    for name in ("cache_latents", "cache_embeddings"):
-        if config.get(name, False):
-            return name
-    return None
-
-
 def cached(
     config: ConfigDict,
     workdir: epath.Path,
@@ -202,9 +196,10 @@ def cached(
     frozen: Params,
 ) -> Arrays | None:
     """The towers' outputs for all records; None if the config wants none kept."""
-    name = _wants_cache(config)
-    if name is None:
+    wanted = [name for name in CACHES if config.get(name, False)]
+    if not wanted:
         return None
+    name = wanted[0]
     if config.data.flip or config.data.crop == "random":
         raise build.ConfigError(
             f"{name} keeps one view of each image: set data.flip=False and "

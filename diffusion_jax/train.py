@@ -7,7 +7,6 @@ Any field can be set from the command line: `--config.optimizer.learning_rate=3e
 
 from __future__ import annotations
 
-import collections
 from typing import Any
 
 import jax
@@ -20,9 +19,6 @@ from diffusion_jax.data import batches, captions
 from diffusion_jax.training import loop, sharding
 
 MAX_CAPTIONS = 100_000  # from which a tokenizer is learnt
-TOWER_CONFIGS = collections.defaultdict(
-    lambda: "configs/small/scenes_", latent_diffusion="configs/small/shapes_"
-)
 TOWER_SECTIONS = {"clip": ("clip", "tokenizer"), "vae": ("vae",)}  # of its config
 
 
@@ -37,9 +33,9 @@ def train(config: ConfigDict, workdir: epath.PathLike) -> runs.Run:
     runs.write_config(workdir, config)
     records = build.source(config, config.data.train_split)
     tokenizer = prepare_tokenizer(config, workdir, records)
-    frozen = {}
     if config.task.name in build.unclip.TASKS:
         build.unclip.check_lengths(config, tokenizer.context_length)
+    frozen = {}
     if config.task.name in frozen_towers.KINDS:
         frozen = frozen_towers.prepare(config, workdir, records, tokenizer)
     initial = finetuning.initial(config, workdir) if "weights" in config else None
@@ -66,12 +62,13 @@ def complete(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     if "towers" not in config:
         return config
     config = ConfigDict(config.to_dict())
+    family = "shapes" if config.task.name == "latent_diffusion" else "scenes"
     for tower, directory in config.towers.items():
         if not (epath.Path(directory) / runs.CONFIG_FILE).exists():
             raise build.ConfigError(
                 f"towers.{tower}: there is no trained run in {directory!r}; train it, "
-                f"python -m diffusion_jax.train --config {TOWER_CONFIGS[config.task.name]}"
-                f"{tower}.py --workdir {directory}, or name another with "
+                "python -m diffusion_jax.train --config configs/small/"
+                f"{family}_{tower}.py --workdir {directory}, or name another with "
                 f"--config.towers.{tower}"
             )
         found = runs.read_config(directory)
