@@ -59,14 +59,13 @@ def text_to_image(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
 
 def best_of_some(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
     """What CLIP's choice among some draws adds to the first, at the size that it sees."""
-    captions = subject.scenes(SPLITS["held_out"], few(num)).captions
-    first, best = draws(subject, captions)
-    return {
-        f"accuracy_held_out_{name}_of_{NUM_CANDIDATES}": scenes_stack.accuracy_of(
-            images, captions
-        ).fraction
-        for name, images in (("first", first), ("best", best))
-    }
+    result = {}
+    for name, split in SPLITS.items():
+        captions = subject.scenes(split, few(num)).captions
+        for which, images in zip(("first", "best"), draws(subject, captions)):
+            found = scenes_stack.accuracy_of(images, captions)
+            result[f"accuracy_{name}_{which}_of_{NUM_CANDIDATES}"] = found.fraction
+    return result
 
 
 def draws(
