@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion_jax import build
 from diffusion_jax.data import degradation, scene_verifier
-from diffusion_jax.evaluation import embedding_cosines, grids, reconstruction
+from diffusion_jax.evaluation import accuracy, embedding_cosines, grids, reconstruction
 from diffusion_jax.evaluation import upsampling as upsampling_scores
 from diffusion_jax.pipelines import best_of
 from experiments import colour_edits, scenes_stack
@@ -33,22 +33,28 @@ Numbers = dict[str, float]
 
 
 def text_to_image(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
-    """One draw of each caption, verified at full size; by upsamplers, and bicubic."""
+    """Draws of each caption, verified at full size: the first, and the best by CLIP.
+
+    The first also as bicubic interpolation enlarges what the decoder drew.
+    """
     result, shown = {}, []
     size = subject.pipeline.upsamplers[-1].size
     for name, split in SPLITS.items():
         captions = subject.scenes(split, num).captions
-        small = subject.draw(captions)
-        images = subject.enlarge(small)
-        found = scenes_stack.accuracy_of(images, captions)
-        result[f"accuracy_{name}"] = found.fraction
-        result[f"accuracy_{name}_low"] = found.low
-        result[f"accuracy_{name}_high"] = found.high
+        small, *drawn = draws(subject, captions)
+        first, best = (
+            subject.enlarge(images, first=subject.num_before_clip) for images in drawn
+        )
+        found = scenes_stack.accuracy_of(first, captions)
+        result |= with_interval(f"accuracy_{name}", found)
+        best_found = scenes_stack.accuracy_of(best, captions)
+        best_name = f"accuracy_{name}_best_of_{NUM_CANDIDATES}"
+        result |= with_interval(best_name, best_found)
         bicubic = np.asarray(upsampling_scores.bicubic(small, size))
         by_bicubic = scenes_stack.accuracy_of(bicubic, captions)
         result[f"accuracy_{name}_by_bicubic"] = by_bicubic.fraction
         part = slice(0, NUM_SHOWN)
-        shown.append((images[part], captions[part], found.verdicts[part]))
+        shown.append((first[part], captions[part], found.verdicts[part]))
     images, captions, verdicts = map(np.concatenate, zip(*shown, strict=True))
     captions = captions.tolist()
     picture = grids.captioned_grid(images, captions, columns=6, correct=verdicts)
@@ -57,26 +63,25 @@ def text_to_image(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
     return result
 
 
-def best_of_some(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
-    """What CLIP's choice among some draws adds to the first, at the size that it sees."""
-    result = {}
-    for name, split in SPLITS.items():
-        captions = subject.scenes(split, few(num)).captions
-        for which, images in zip(("first", "best"), draws(subject, captions)):
-            found = scenes_stack.accuracy_of(images, captions)
-            result[f"accuracy_{name}_{which}_of_{NUM_CANDIDATES}"] = found.fraction
-    return result
+def with_interval(name: str, found: accuracy.Accuracy) -> Numbers:
+    """The share and the ends of its confidence interval."""
+    ends = {f"{name}_low": found.low, f"{name}_high": found.high}
+    return {name: found.fraction} | ends
 
 
 def draws(
     subject: Subject, captions: list[str], num: int = NUM_CANDIDATES
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first of some draws of each caption, and the best by CLIP."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of some draws of each caption the first, and the best by CLIP as large as it sees.
+
+    Before both the first as the decoder made it.
+    """
     repeated = [caption for caption in captions for _ in range(num)]
-    images = subject.enlarge(subject.draw(repeated), last=subject.num_before_clip)
+    small = subject.draw(repeated)
+    images = subject.enlarge(small, last=subject.num_before_clip)
     embeds = subject.embed_images(images), subject.embed_texts(captions)
     ranked = jax.jit(best_of.ranked)(images, *embeds)
-    return images[::num], np.asarray(ranked.images[:, 0])
+    return small[::num], images[::num], np.asarray(ranked.images[:, 0])
 
 
 def cosines(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
@@ -213,7 +218,6 @@ def few(num: int) -> int:
 
 GROUPS: dict[str, Callable[[Subject, pathlib.Path, int], Numbers]] = {
     "text_to_image": text_to_image,
-    "best_of_some": best_of_some,
     "cosines": cosines,
     "variations": variations,
     "text_diffs": text_diffs,

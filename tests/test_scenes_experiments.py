@@ -172,7 +172,7 @@ def test_the_first_draw_and_the_best_by_clip_are_told_apart():
 
     def enlarge(images, *, last):
         enlarged.append((len(images), last))
-        return images
+        return images.repeat(2, axis=1).repeat(2, axis=2)
 
     subject = types.SimpleNamespace(
         draw=lambda captions: np.broadcast_to(
@@ -183,7 +183,9 @@ def test_the_first_draw_and_the_best_by_clip_are_told_apart():
         embed_images=embed_images,
         embed_texts=lambda captions: np.float32([[1, 0]] * len(captions)),
     )
-    first, best = scenes_measures.draws(subject, ["a", "b"], num=3)
+    small, first, best = scenes_measures.draws(subject, ["a", "b"], num=3)
+    assert small.shape == (2, 2, 2, 3) and first.shape == best.shape == (2, 4, 4, 3)
+    np.testing.assert_allclose(small[:, 0, 0, 0], first[:, 0, 0, 0])
     np.testing.assert_allclose(first[:, 0, 0, 0], [0.1, 0.9])
     np.testing.assert_allclose(best[:, 0, 0, 0], [0.4, 0.9])
     assert enlarged == [(6, 2)]
