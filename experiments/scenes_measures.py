@@ -26,6 +26,7 @@ NUM_CANDIDATES = 4  # of each caption, for the best by CLIP
 NUM_SHOWN = 12  # samples of each split
 NUM_PICTURES = 8
 NUM_FOR_MEAN = 1024  # training images behind the mean embedding
+ETAS = (0.5, 1.0)  # of variations
 SCALES = (1.0, 2.0)  # of the guidance, among which text diffs choose
 THETA, SCALE = "text_diff_theta", "text_diff_scale"  # what they chose
 
@@ -114,14 +115,14 @@ def mean_embedding(subject: Subject) -> np.ndarray:
 
 
 def variations(subject: Subject, out: pathlib.Path, num: int) -> Numbers:
-    """Whether images of z_i alone, x_T drawn anew (eta = 1), show the same caption."""
+    """Whether images of z_i alone show the same caption, with more and more noise."""
     scenes = subject.scenes("validation", few(num))
     code = subject.encode(scenes.images)
     guidance = subject.pipeline.decoder.guidance
-    made = {
-        "reconstruction": subject.redraw(code),
-        "variation": subject.redraw(code, scale=guidance, eta=1.0),
-    }
+    made = {"reconstruction": subject.redraw(code)}
+    for eta in ETAS:
+        name = f"variation_eta_{eta:g}"
+        made[name] = subject.redraw(code, scale=guidance, eta=eta)
     large = {name: subject.enlarge(images) for name, images in made.items()}
     last = subject.pipeline.upsamplers[-1].name
     originals = subject.scenes("validation", few(num), last).images
