@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
         sampler=dict(name="ddim", eta=1.0),
         grid=dict(name="trailing"),
         steps=25,
-        guidance=1.0,
+        guidance=2.0,
         candidates=2,
         prompts=common.SCENE_PROMPTS,
     )
