@@ -136,8 +136,13 @@ def class_of(kind):
     name = scheduler_cases.NEED_TORCHSDE.get(kind)
     if name is None:
         return getattr(diffusers.schedulers, kind)
-    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
-    return getattr(importlib.import_module(f"diffusers.schedulers.{name}"), kind)
+    stub = types.ModuleType("torchsde")
+    sys.modules.setdefault("torchsde", stub)
+    try:
+        return getattr(importlib.import_module(f"diffusers.schedulers.{name}"), kind)
+    finally:
+        if sys.modules["torchsde"] is stub:
+            del sys.modules["torchsde"]  # other tests ask whether it is there
 
 
 MADE = {}
