@@ -60,6 +60,7 @@ def decoder_config():
         vector="identity",
         norm_groups=4,
     )
+    config.parameterization = dict(name="v")  # of noise alone the inversion converges
     config.sampling.update(steps=3, sampler=dict(name="ddim"))
     return config
 

@@ -172,4 +172,4 @@ def prior_scale(plan: Plan) -> float | None:
 
 def keys_for(seed: int | Int[Array, ""], index: Int[Array | np.ndarray, "N"]) -> Keys:
     """Those of images, as `batched_unclip` has them."""
-    return stages.image_keys(jax.random.key(seed), index)
+    return stages.image_keys(jax.random.key(seed), jnp.asarray(index))
