@@ -416,3 +416,14 @@ def test_merging_and_starting_refuse_what_does_not_fit(like, params):
         lora.init(jax.random.key(0), like, rank=0)
     with pytest.raises(ValueError, match="no layer has a match of 'nowhere'"):
         lora.init(jax.random.key(0), like, rank=1, pattern="nowhere")
+
+
+def test_a_scale_is_told_behind_a_colon(tmp_path):
+    split = lora_files.split
+    assert split("a/b.safetensors") == ("a/b.safetensors", 1.0)
+    assert split("a/b.safetensors:0.5") == ("a/b.safetensors", 0.5)
+    assert split("a:b.safetensors") == ("a:b.safetensors", 1.0)
+    assert split("C:/b.safetensors:-2") == ("C:/b.safetensors", -2.0)
+    file = tmp_path / "odd:2"
+    file.touch()
+    assert split(str(file)) == (str(file), 1.0)
